@@ -1,0 +1,56 @@
+"""The command line: parse, build, run, close. No logic lives here, and no torch until a command needs it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from distcnn.errors import EXIT_USAGE, UserError, nearest
+
+# command -> what it does. Each is a module distcnn.commands.<command> with `Options` (what the flags mean; imports
+# nothing heavy) and `run(options) -> exit code`.
+COMMANDS = {
+    "prepare": "make shards of images: folder, CSV, arrays, digits ...",
+    "index": "make a data set of shards that others wrote",
+    "inspect": "see a data set: classes, sizes, duplicates, leaks",
+    "train": "train a CNN (what train.py does)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `distcnn COMMAND FLAGS`; returns the exit code. Bad input is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else EXIT_USAGE
+    if words[0] == "--version":
+        print(f"distcnn {importlib.import_module('distcnn').__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"no command {name!r}{nearest(name, COMMANDS)} (distcnn --help lists them)")
+        command = importlib.import_module(f"distcnn.commands.{name}")
+        flags = importlib.import_module("distcnn.flags")
+        parse = getattr(command, "parse", None)  # a command with a way of its own, such as train's --config
+        options = parse(rest) if parse else flags.parse(command.Options, rest, f"distcnn {name}", command.__doc__)
+        return int(command.run(options))
+    except UserError as error:
+        print(f"distcnn {name}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return (
+        "distcnn: CNN image classifiers on one CPU, many GPUs and SLURM clusters, as the same run\n\n"
+        f"usage: distcnn COMMAND [flags]\n\n{rows}\n\n"
+        "distcnn COMMAND --help explains one. Begin with: distcnn train"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

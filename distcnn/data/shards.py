@@ -1,0 +1,201 @@
+"""From a tar to its samples, from a sample id to its bytes.
+
+Beside each shard lies an index: one structured numpy array (a .npy file, mapped into memory), a row a good sample, in
+the order of the tar. Quarantined samples have no row: N is what the indexes say.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distcnn.data.manifest import Shard, Split
+from distcnn.data.tar import Member, iterate_members
+from distcnn.errors import DataError
+
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+OTHER_MEMBERS = ("cls", "json")
+MAX_MEMBERS_PER_SAMPLE = 16
+MAX_SMALL_BYTES = 1 << 20  # of a .cls or .json member
+OPEN_FILES = 128
+
+IndexRows = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """The members of one sample: neighbours in the tar that share a key, by extension (lower case)."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Member | None:
+        """The image member; None if there is none."""
+        return next((self.members[name] for name in IMAGE_MEMBERS if name in self.members), None)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, extension) of a member by webdataset's rule: the extension begins at the first dot of the base name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def samples_in(path: Path) -> Iterator[TarSample]:
+    """The samples of a local tar in their order; members that are neither image, cls nor json are passed over.
+
+    Raises DataError naming shard and key for a key that comes twice, whether its members are interleaved with
+    another's or it is repeated.
+    """
+    seen: set[str] = set()
+    current: TarSample | None = None
+    for member in iterate_members(path):
+        key, extension = split_name(member.name)
+        if extension not in IMAGE_MEMBERS + OTHER_MEMBERS:
+            continue
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            if key in seen:
+                raise DataError(
+                    f"shard {path}: key {key!r} comes twice or its members are not neighbours:"
+                    " write the shard again with the members of each sample together and keys unique"
+                )
+            seen.add(key)
+            current = TarSample(key)
+        if extension in current.members or len(current.members) >= MAX_MEMBERS_PER_SAMPLE:
+            raise DataError(f"shard {path}: key {key!r} has two .{extension} members, or too many")
+        current.members[extension] = member
+    if current is not None:
+        yield current
+
+
+def index_dtype(key_bytes: int) -> np.dtype[np.void]:
+    """A row of an index. Offsets and sizes in bytes within the tar; width and height in pixels, 0 = not known."""
+    fields = [("offset", "<i8"), ("size", "<i8"), ("label", "<i4"), ("width", "<i4"), ("height", "<i4")]
+    return np.dtype([*fields, ("key", f"S{max(key_bytes, 1)}")])
+
+
+def make_index(rows: list[tuple[int, int, int, int, int, str]]) -> IndexRows:
+    """(n,) rows of `index_dtype` from (offset, size, label, width, height, key) tuples."""
+    encoded = [(*row[:5], row[5].encode("utf-8", "surrogateescape")) for row in rows]
+    longest = max((len(row[5]) for row in encoded), default=1)
+    return np.array(encoded, dtype=index_dtype(longest))
+
+
+def load_index(path: Path, shard: Shard) -> IndexRows:
+    """The memory-mapped index of a shard. Raises DataError if it is missing, damaged or of another shard."""
+    try:
+        rows: Any = np.load(path, mmap_mode="r" if shard.samples else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"index {path} of shard {shard.name} cannot be read ({error}): index the set again") from error
+    if rows.dtype.names != index_dtype(1).names or rows.shape != (shard.samples,):
+        raise DataError(f"index {path} is not the one of shard {shard.name} in dataset.json: index the set again")
+    return rows  # type: ignore[no-any-return]
+
+
+def resolve_local(root: Path, shard: Shard) -> Path:
+    """Where the tar of a shard lies on this machine. Raises DataError for a URL."""
+    if "://" in shard.name:
+        raise DataError(f"shard {shard.name} is remote and has not been fetched")
+    return root / shard.name
+
+
+class SplitReader:
+    """Bytes, labels and keys of a split by sample id. Safe to use from many threads."""
+
+    def __init__(self, root: Path, split: Split, resolve: Callable[[Path, Shard], Path] = resolve_local) -> None:
+        self.root, self.split, self._resolve = root, split, resolve
+        self.counts = np.array([shard.samples for shard in split.shards], dtype=np.int64)  # (S,)
+        self._first_id = np.concatenate([[0], np.cumsum(self.counts)])  # (S + 1,)
+        self._indexes: dict[int, IndexRows] = {}
+        self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._first_id[-1])
+
+    def locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(shard numbers, rows within the shard) of sample ids, both (n,) int64."""
+        shards = np.searchsorted(self._first_id, ids, side="right") - 1
+        return shards, ids - self._first_id[shards]
+
+    def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) int64 labels, -1 where a sample has none."""
+        out = np.empty(len(ids), dtype=np.int64)
+        for where, rows, index in self._by_shard(ids):
+            out[where] = index["label"][rows]
+        return out
+
+    def keys(self, ids: NDArray[np.int64]) -> list[tuple[str, str]]:
+        """(shard name, key) of each id, to name samples in messages."""
+        shards, rows = self.locate(ids)
+        return [
+            (self.split.shards[s].name, self.index(int(s))["key"][r].decode("utf-8", "surrogateescape"))
+            for s, r in zip(shards, rows, strict=True)
+        ]
+
+    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+        """The encoded images, in the order of `ids`. Raises DataError naming shard and key of what cannot be read."""
+        out: list[bytes] = [b""] * len(ids)
+        for where, rows, index in self._by_shard(ids):
+            shard = int(self.locate(ids[where[:1]])[0][0])
+            file = self._open(shard)  # held here, so that it stays open even if another thread drops it from the cache
+            picked = index[rows]
+            for slot, offset, size in zip(
+                where.tolist(), picked["offset"].tolist(), picked["size"].tolist(), strict=True
+            ):
+                data = os.pread(file.fileno(), size, offset)
+                if len(data) != size:
+                    name, key = self.keys(ids[slot : slot + 1])[0]
+                    raise DataError(f"shard {name} ends within sample {key!r}: it was cut after it was indexed")
+                out[slot] = data
+        return out
+
+    def index(self, shard: int) -> IndexRows:
+        """The rows of shard number `shard`."""
+        rows = self._indexes.get(shard)
+        if rows is None:
+            entry = self.split.shards[shard]
+            rows = self._indexes[shard] = load_index(self.root / entry.index, entry)
+        return rows
+
+    def close(self) -> None:
+        """Close the files and drop the indexes; the reader can be used again."""
+        with self._lock:
+            self._files.clear()
+            self._indexes.clear()
+
+    def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], IndexRows]]:
+        """(positions in `ids`, their rows, the index) for each shard that `ids` touch."""
+        shards, rows = self.locate(ids)
+        for shard in np.unique(shards):
+            where = np.flatnonzero(shards == shard)
+            yield where, rows[where], self.index(int(shard))
+
+    def _open(self, shard: int) -> IO[bytes]:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is not None:
+                self._files.move_to_end(shard)
+                return file
+        entry = self.split.shards[shard]
+        path = self._resolve(self.root, entry)
+        try:
+            opened = path.open("rb", buffering=0)
+        except OSError as error:
+            raise DataError(f"cannot open shard {path}: {error.strerror or error}") from error
+        with self._lock:
+            self._files[shard] = opened
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
+        return opened

@@ -1,0 +1,37 @@
+"""Flags to dataclasses with tyro, and its errors as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from distcnn.errors import UserError
+
+FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff)
+_BOX = re.compile(r"[─━│┃╭╮╰╯┌┐└┘├┤┬┴┼]+")
+
+
+def parse(options: Any, argv: Sequence[str], prog: str, description: str | None, default: Any = None) -> Any:
+    """An `options` object of the flags `argv`. Raises UserError with one line for a flag or value that is wrong.
+
+    Flags are flat whatever the nesting of the dataclass. `--help` prints and leaves through SystemExit(0).
+    """
+    errors = io.StringIO()
+    given = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(options, args=list(argv), prog=prog, description=description, config=FLAT, **given)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+
+
+def _one_line(text: str) -> str:
+    """tyro's box of several lines as one."""
+    return re.sub(r"\s+", " ", _BOX.sub(" ", text)).strip()

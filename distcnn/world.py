@@ -1,0 +1,90 @@
+"""Who am I among the processes: read once from torchrun's, accelerate's or SLURM's variables, then passed in.
+
+All names of environment variables that the package reads stand in this file. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process of `size`. Ranks count from 0; `local_*` are within the node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    node: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 <= self.rank < self.size:
+            raise ValueError(f"rank {self.rank} of {self.size}: ranks go from 0 to size - 1")
+        if self.local_size < 1 or not 0 <= self.local_rank < self.local_size:
+            raise ValueError(f"local rank {self.local_rank} of {self.local_size}")
+        if self.local_size > self.size or self.node < 0:
+            raise ValueError(f"{self.local_size} processes on node {self.node}, but {self.size} in all")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+TORCHRUN = {
+    "rank": "RANK",
+    "size": "WORLD_SIZE",
+    "local_rank": "LOCAL_RANK",
+    "local_size": "LOCAL_WORLD_SIZE",
+    "node": "GROUP_RANK",
+}
+SRUN = {
+    "rank": "SLURM_PROCID",
+    "size": "SLURM_STEP_NUM_TASKS",
+    "local_rank": "SLURM_LOCALID",
+    "local_size": "SLURM_STEP_TASKS_PER_NODE",
+    "node": "SLURM_NODEID",
+}
+
+
+def read_world(environ: Mapping[str, str] | None = None) -> World:
+    """The World of this process, from torchrun's or `accelerate launch`'s variables, else from those of an srun step.
+
+    In a batch script or an salloc shell SLURM sets SLURM_NTASKS too, though one process runs: only inside an srun
+    step (SLURM_STEP_ID) are its variables believed. Raises UserError for variables that contradict each other.
+    """
+    env = os.environ if environ is None else environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        names = TORCHRUN
+    elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        names = SRUN
+    else:
+        return World()
+    read = {field: _integer(env, name) for field, name in names.items()}
+    size, rank = read["size"], read["rank"]
+    local_rank = read["local_rank"]
+    try:
+        return World(
+            rank=0 if rank is None else rank,
+            size=1 if size is None else size,
+            local_rank=(rank or 0) if local_rank is None else local_rank,
+            local_size=read["local_size"] or (size or 1),
+            node=read["node"] or 0,
+        )
+    except ValueError as error:
+        seen = ", ".join(f"{name}={env[name]}" for name in names.values() if name in env)
+        raise UserError(f"the launcher's variables contradict each other ({seen}): {error}") from error
+
+
+def _integer(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    if text is None:
+        return None
+    digits = text.split("(")[0].split(",")[0]  # SLURM writes "2(x3)" for 2 tasks on each of 3 nodes
+    if not digits.isdigit():
+        raise UserError(f"{name}={text!r} in the environment is not a number; start with torchrun, accelerate or srun")
+    return int(digits)
