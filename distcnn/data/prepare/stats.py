@@ -1,0 +1,90 @@
+"""Statistics of images as sums: sizes, and per channel how bright they are. Integers, so any order gives the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distcnn.data.decode import Pixels
+from distcnn.data.manifest import ImageStats
+
+GRID = 32  # pixels of an image that count in mean and std: all up to 32x32, else about 32 rows by 32 columns
+
+
+@dataclass
+class Sums:
+    """Over images added so far. `total` and `squares` (3,) are of R, G, B in 0..255 over `pixels` pixels."""
+
+    pixels: int = 0
+    total: list[int] = field(default_factory=lambda: [0, 0, 0])
+    squares: list[int] = field(default_factory=lambda: [0, 0, 0])
+    min_width: int = 0
+    max_width: int = 0
+    min_height: int = 0
+    max_height: int = 0
+    gray: bool = True
+
+    def add(self, images: list[Pixels]) -> None:
+        """Count some images (H, W, 3) uint8 in."""
+        if not images:
+            return
+        heights = [image.shape[0] for image in images]
+        widths = [image.shape[1] for image in images]
+        self._add_sizes(min(widths), max(widths), min(heights), max(heights))
+        self.gray = self.gray and all(map(is_gray, images))
+        sampled: NDArray[np.uint8] = np.concatenate([_grid(image).reshape(-1, 3) for image in images])  # (n, 3)
+        self.pixels += len(sampled)
+        for channel in range(3):
+            counts = np.bincount(sampled[:, channel], minlength=256)  # (256,)
+            self.total[channel] += int(counts @ _VALUES)
+            self.squares[channel] += int(counts @ _SQUARES)
+
+    def merge(self, other: Sums) -> None:
+        """Count in what `other` has counted."""
+        if not other.pixels:
+            return
+        self._add_sizes(other.min_width, other.max_width, other.min_height, other.max_height)
+        self.gray = self.gray and other.gray
+        self.pixels += other.pixels
+        self.total = [a + b for a, b in zip(self.total, other.total, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
+
+    def stats(self) -> ImageStats:
+        """As the manifest has it: mean and std in [0, 1], 6 digits."""
+        if not self.pixels:
+            return ImageStats()
+        mean = [total / self.pixels for total in self.total]
+        var = [squares / self.pixels - m * m for squares, m in zip(self.squares, mean, strict=True)]
+        return ImageStats(
+            min_width=self.min_width,
+            max_width=self.max_width,
+            min_height=self.min_height,
+            max_height=self.max_height,
+            mean=tuple(round(m / 255, 6) for m in mean),
+            std=tuple(round(max(v, 0.0) ** 0.5 / 255, 6) for v in var),
+            grayscale=self.gray,
+        )
+
+    def _add_sizes(self, min_width: int, max_width: int, min_height: int, max_height: int) -> None:
+        first = self.pixels == 0
+        self.min_width = min_width if first else min(self.min_width, min_width)
+        self.min_height = min_height if first else min(self.min_height, min_height)
+        self.max_width = max(self.max_width, max_width)
+        self.max_height = max(self.max_height, max_height)
+
+
+_VALUES = np.arange(256, dtype=np.int64)
+_SQUARES = _VALUES**2
+
+
+def is_gray(image: Pixels) -> bool:
+    """Whether the three channels of (H, W, 3) are equal."""
+    return bool((image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 1] == image[:, :, 2]).all())
+
+
+def _grid(image: Pixels) -> Pixels:
+    """At most about GRID rows by GRID columns of an image, evenly spread."""
+    height, width = image.shape[:2]
+    return image[:: -(-height // GRID), :: -(-width // GRID)]
