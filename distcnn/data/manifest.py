@@ -91,6 +91,17 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"data set {self.name!r} has two classes of the same name")
+        for name, split in self.splits.items():
+            classes, samples = len(split.class_counts), sum(split.class_counts)
+            if split.labelled and (classes, samples) != (len(self.classes), split.samples):
+                raise ValueError(
+                    f"split {name!r} counts {samples} samples in {classes} classes,"
+                    f" the data set has {split.samples} in {len(self.classes)}"
+                )
+
     def split(self, name: str) -> Split:
         """The split called `name`. Raises DataError with the names there are."""
         if name not in self.splits:
@@ -98,12 +109,12 @@ class Manifest:
         return self.splits[name]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of what fixes the samples: classes, and per split the shards' counts, sizes and checksums."""
+        """sha256 (hex) of what fixes the samples: classes, their counts by split, the shards' sizes and checksums."""
         facts = {
             "version": self.version,
             "classes": self.classes,
             "splits": {
-                name: [[s.samples, s.bytes, s.sha256] for s in split.shards]
+                name: [split.class_counts, *([s.samples, s.bytes, s.sha256] for s in split.shards)]
                 for name, split in sorted(self.splits.items())
             },
         }
@@ -114,7 +125,8 @@ def save_manifest(manifest: Manifest, root: Path) -> Path:
     """Write `root`/dataset.json atomically: it comes last, so a folder that has it is a whole data set."""
     path = root / MANIFEST_NAME
     document = asdict(manifest) | {"fingerprint": manifest.fingerprint()}
-    write_atomically(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))  # names that are no UTF-8: as JSON's \udcxx
     return path
 
 
@@ -129,7 +141,9 @@ def load_manifest(path: Path) -> Manifest:
         if version != MANIFEST_VERSION:
             raise DataError(f"{file} has version {version}, this program reads {MANIFEST_VERSION}: prepare it again")
         manifest = _from_document(document)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): prepare or index again") from error
     if document.get("fingerprint") != manifest.fingerprint():
         raise DataError(f"{file} was edited by hand (its fingerprint does not match): prepare or index again")

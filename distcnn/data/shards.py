@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -23,8 +23,9 @@ from distcnn.errors import DataError
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 OTHER_MEMBERS = ("cls", "json")
-MAX_MEMBERS_PER_SAMPLE = 16
+READ_MEMBERS = frozenset(IMAGE_MEMBERS + OTHER_MEMBERS)  # nothing else in a shard is ever read, so none is unpickled
 MAX_SMALL_BYTES = 1 << 20  # of a .cls or .json member
+MAX_KEY_BYTES = 1024  # every row of an index has room for the longest key
 OPEN_FILES = 128
 
 IndexRows = NDArray[np.void]
@@ -51,29 +52,36 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def samples_in(path: Path) -> Iterator[TarSample]:
-    """The samples of a local tar in their order; members that are neither image, cls nor json are passed over.
+    """The samples of a local tar in their order. Raises DataError: see `samples_from` and `tar.members_from`."""
+    return samples_from(iterate_members(path), str(path))
+
+
+def samples_from(members: Iterable[Member], name: str) -> Iterator[TarSample]:
+    """The samples that the `members` of shard `name` make; those that are neither image, cls nor json are passed over.
 
     Raises DataError naming shard and key for a key that comes twice, whether its members are interleaved with
     another's or it is repeated.
     """
     seen: set[str] = set()
     current: TarSample | None = None
-    for member in iterate_members(path):
+    for member in members:
         key, extension = split_name(member.name)
-        if extension not in IMAGE_MEMBERS + OTHER_MEMBERS:
+        if extension not in READ_MEMBERS or not key or key[-1] == "/":
             continue
         if current is None or key != current.key:
             if current is not None:
                 yield current
             if key in seen:
                 raise DataError(
-                    f"shard {path}: key {key!r} comes twice or its members are not neighbours:"
+                    f"shard {name}: key {key!r} comes twice or its members are not neighbours:"
                     " write the shard again with the members of each sample together and keys unique"
                 )
+            if len(key) > MAX_KEY_BYTES // 4 and len(key.encode("utf-8", "surrogateescape")) > MAX_KEY_BYTES:
+                raise DataError(f"shard {name}: key {key[:40]!r}... is longer than {MAX_KEY_BYTES} bytes")
             seen.add(key)
             current = TarSample(key)
-        if extension in current.members or len(current.members) >= MAX_MEMBERS_PER_SAMPLE:
-            raise DataError(f"shard {path}: key {key!r} has two .{extension} members, or too many")
+        if extension in current.members:
+            raise DataError(f"shard {name}: key {key!r} comes twice: it has two .{extension} members")
         current.members[extension] = member
     if current is not None:
         yield current
@@ -98,9 +106,13 @@ def load_index(path: Path, shard: Shard) -> IndexRows:
         rows: Any = np.load(path, mmap_mode="r" if shard.samples else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"index {path} of shard {shard.name} cannot be read ({error}): index the set again") from error
-    if rows.dtype.names != index_dtype(1).names or rows.shape != (shard.samples,):
+    if (
+        not isinstance(rows, np.ndarray)  # np.load opens zip files too
+        or rows.dtype != index_dtype(rows.dtype.itemsize - index_dtype(1).itemsize + 1)
+        or rows.shape != (shard.samples,)
+    ):
         raise DataError(f"index {path} is not the one of shard {shard.name} in dataset.json: index the set again")
-    return rows  # type: ignore[no-any-return]
+    return rows
 
 
 def resolve_local(root: Path, shard: Shard) -> Path:
