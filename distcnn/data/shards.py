@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,16 @@ def resolve_local(root: Path, shard: Shard) -> Path:
     return root / shard.name
 
 
+class _Handle:
+    """An open file descriptor, closed when the last thread that reads it has let go."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class SplitReader:
     """Bytes, labels and keys of a split by sample id. Safe to use from many threads."""
 
@@ -130,7 +140,7 @@ class SplitReader:
         self.counts = np.array([shard.samples for shard in split.shards], dtype=np.int64)  # (S,)
         self._first_id = np.concatenate([[0], np.cumsum(self.counts)])  # (S + 1,)
         self._indexes: dict[int, IndexRows] = {}
-        self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
+        self._files: OrderedDict[int, _Handle] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -166,7 +176,7 @@ class SplitReader:
             for slot, offset, size in zip(
                 where.tolist(), picked["offset"].tolist(), picked["size"].tolist(), strict=True
             ):
-                data = os.pread(file.fileno(), size, offset)
+                data = os.pread(file.descriptor, size, offset)
                 if len(data) != size:
                     name, key = self.keys(ids[slot : slot + 1])[0]
                     raise DataError(f"shard {name} ends within sample {key!r}: it was cut after it was indexed")
@@ -194,7 +204,7 @@ class SplitReader:
             where = np.flatnonzero(shards == shard)
             yield where, rows[where], self.index(int(shard))
 
-    def _open(self, shard: int) -> IO[bytes]:
+    def _open(self, shard: int) -> _Handle:
         with self._lock:
             file = self._files.get(shard)
             if file is not None:
@@ -203,11 +213,11 @@ class SplitReader:
         entry = self.split.shards[shard]
         path = self._resolve(self.root, entry)
         try:
-            opened = path.open("rb", buffering=0)
+            opened = _Handle(os.open(path, os.O_RDONLY))
         except OSError as error:
             raise DataError(f"cannot open shard {path}: {error.strerror or error}") from error
         with self._lock:
             self._files[shard] = opened
             while len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)  # closed when the last thread that reads it lets go
+                self._files.popitem(last=False)
         return opened

@@ -246,8 +246,8 @@ def _number(octets: bytes, offset: int, name: str) -> int:
 
 
 def _pax_number(text: str, offset: int, name: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"shard {name} is damaged: bad PAX size {text!r} before byte {offset}")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise DataError(f"shard {name} is damaged: bad PAX size {text[:20]!r} before byte {offset}")
     return int(text)
 
 
