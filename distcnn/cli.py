@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from distcnn.errors import EXIT_USAGE, UserError, nearest
+from distcnn.world import read_world
 
 # command -> what it does. Each is a module distcnn.commands.<command> with `Options` (what the flags mean; imports
 # nothing heavy) and `run(options) -> exit code`.
@@ -37,10 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(rest) if parse else flags.parse(command.Options, rest, f"distcnn {name}", command.__doc__)
         return int(command.run(options))
     except UserError as error:
-        print(f"distcnn {name}: error: {error}", file=sys.stderr)
+        if not others_speak():
+            print(f"distcnn {name}: error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+
+
+def others_speak() -> bool:
+    """Whether rank 0 says it: of many processes with the same error, one line is enough."""
+    try:
+        return not read_world().is_main
+    except UserError:
+        return False
 
 
 def _overview() -> str:

@@ -5,9 +5,11 @@ All names of environment variables that the package reads stand in this file. No
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from distcnn.errors import UserError
 
@@ -88,3 +90,15 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
     if not digits.isdigit():
         raise UserError(f"{name}={text!r} in the environment is not a number; start with torchrun, accelerate or srun")
     return int(digits)
+
+
+def wandb_key_present(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether W&B could log in without asking: a key in the environment, or an entry in ~/.netrc."""
+    env = os.environ if environ is None else environ
+    if env.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = env.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+        return netrc.netrc(env.get("NETRC") or str(Path.home() / ".netrc")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

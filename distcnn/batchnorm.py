@@ -1,0 +1,94 @@
+"""Batch norm by tile: statistics that depend on the config and not on the number of processes.
+
+Each tile is normalised by its own statistics, as a process of plain DDP normalises its batch. What is new is the
+running mean and variance: a module only notes the tile's statistics, and once per step the sample-weighted mean over
+all tiles of all processes moves the running values. So they are the same in every process at every step, and the same
+from any number of processes (with the tree reduction, to the bit).
+
+Weights, buffers and names are those of torch.nn.BatchNorm2d: checkpoints load into plain torchvision models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class TileBatchNorm2d(nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d that notes the statistics of the last tile instead of moving the running ones."""
+
+    tile_mean: torch.Tensor
+    tile_var: torch.Tensor
+
+    def prepare(self) -> None:
+        """Make room for the statistics; called once, when a plain module has been turned into this class."""
+        self.register_buffer("tile_mean", torch.zeros(self.num_features), persistent=False)
+        self.register_buffer("tile_var", torch.zeros(self.num_features), persistent=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) -> the same shape. One value per channel (n H W = 1) has variance 0: the output is the bias."""
+        if not self.training:
+            return super().forward(input)
+        if input.numel() == input.shape[1]:
+            self.tile_mean.copy_(input.detach().flatten())
+            self.tile_var.zero_()
+            scaled = input * 0 if self.weight is None else input * 0 * self.weight[:, None, None]
+            return scaled if self.bias is None else scaled + self.bias[:, None, None]
+        # With momentum 1 the "running" values become the tile's mean and unbiased variance.
+        return nn.functional.batch_norm(
+            input, self.tile_mean, self.tile_var, self.weight, self.bias, True, 1.0, self.eps
+        )
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d that always uses its running statistics, for fine-tuning."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) -> the same shape."""
+        return nn.functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+def convert(model: nn.Module, kind: str) -> nn.Module:
+    """Turn every BatchNorm2d of `model` into the tile or frozen kind, in place: same tensors, same names."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            if not module.track_running_stats or module.momentum is None:
+                raise ValueError(
+                    "batch norm without running statistics, or with a cumulative average, is not supported"
+                )
+            module.__class__ = TileBatchNorm2d if kind == "tile" else FrozenBatchNorm2d
+            if isinstance(module, TileBatchNorm2d):
+                module.prepare()
+    return model
+
+
+class TileStatistics:
+    """The statistics of all tile batch norms of a model, as one vector that can be summed over tiles and processes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [m for m in model.modules() if isinstance(m, TileBatchNorm2d)]
+        self.size = 2 * sum(m.num_features for m in self._modules)
+
+    def collect(self, samples: int) -> torch.Tensor:
+        """(size,) float64: means and variances of the last tile, times its number of samples."""
+        if not self._modules:
+            return torch.zeros(0, dtype=torch.float64)
+        parts = [m.tile_mean for m in self._modules] + [m.tile_var for m in self._modules]
+        return torch.cat(parts).to(torch.float64).mul_(samples)
+
+    @torch.no_grad()
+    def apply(self, totals: torch.Tensor, samples: int) -> None:
+        """Move the running values by the sums over the step's tiles, (size,) float64, of `samples` samples in all."""
+        if not self._modules:
+            return
+        sizes = [m.num_features for m in self._modules] * 2
+        means_and_vars = torch.split((totals / samples).to(torch.float32), sizes)
+        half = len(self._modules)
+        for module, mean, var in zip(self._modules, means_and_vars[:half], means_and_vars[half:], strict=True):
+            assert module.running_mean is not None and module.running_var is not None
+            assert module.num_batches_tracked is not None and module.momentum is not None
+            module.running_mean.lerp_(mean.to(module.running_mean.dtype), module.momentum)
+            module.running_var.lerp_(var.to(module.running_var.dtype), module.momentum)
+            module.num_batches_tracked += 1

@@ -1,0 +1,131 @@
+"""From a config and a manifest to what a run is made of: loaders, augmentation, model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+from distcnn.config import DataConfig, TrainConfig
+from distcnn.data.loader import Loader
+from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from distcnn.data.shards import SplitReader
+from distcnn.data.views import View
+from distcnn.errors import DataError, UserError
+from distcnn.models import build_model
+from distcnn.world import World
+
+CACHE_BYTES = 1 << 30
+DEFAULT_SIZE = 224
+TINY_TILE_PIXELS = 4096  # below this, handing work to a second thread costs as much as it saves
+WAIT_SECONDS = 120
+PREFETCH_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as a config uses it: sizes resolved, splits checked."""
+
+    root: Path
+    manifest: Manifest
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.manifest.classes
+
+
+def open_dataset(config: TrainConfig, world: World) -> Dataset:
+    """The data set of a config. The default one, the digits, is prepared by rank 0 if it is missing.
+
+    Raises DataError for a set that is missing, damaged, empty, or without the labelled splits that the config names.
+    """
+    data = config.data
+    if data.data == DataConfig().data and not (data.data / MANIFEST_NAME).exists():
+        _prepare_digits(data.data, world)
+    manifest = load_manifest(data.data)
+    for name in (data.train_split, data.val_split):
+        split = manifest.split(name)
+        if not split.samples:
+            raise DataError(f"{data.data}: split {name!r} is empty")
+        if not split.labelled:
+            raise DataError(f"{data.data}: split {name!r} has no labels, so it serves for prediction only")
+    if len(manifest.classes) < 2:
+        raise DataError(f"{data.data} has {len(manifest.classes)} class; a classifier needs at least 2")
+    uniform = manifest.image.uniform
+    own = uniform[0] if uniform and uniform[0] == uniform[1] else 0
+    size = data.image_size or own or DEFAULT_SIZE
+    known = bool(manifest.image.mean) and min(manifest.image.std) > 0
+    mean, std = (manifest.image.mean, manifest.image.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
+    return Dataset(data.data, manifest, size, mean, std)
+
+
+def _prepare_digits(root: Path, world: World) -> None:
+    if world.is_main:
+        from distcnn.data.prepare import prepare_digits
+
+        prepare_digits(root)
+        return
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (root / MANIFEST_NAME).exists():
+        if time.monotonic() > deadline:
+            raise DataError(
+                f"{root} did not appear: run 'distcnn prepare digits --output {root}' where every node sees it"
+            )
+        time.sleep(0.1)
+
+
+def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, threads: int, gpu: bool) -> Loader:
+    """A loader of a split with the view that training or evaluation takes of an image."""
+    uniform = dataset.manifest.image.uniform
+    fits = uniform == (dataset.size, dataset.size)
+    crop = config.data.crop
+    if train and crop in ("pad", "none") and not fits:
+        raise UserError(
+            f"--crop {crop} needs images of {dataset.size}x{dataset.size} px, those of {dataset.root} are"
+            f" {'of different sizes' if uniform is None else f'{uniform[1]}x{uniform[0]}'}:"
+            " leave --crop out, or give their --image-size"
+        )
+    if train and (crop == "random-resized" or not fits):
+        view = View(dataset.size, "random-resized", config.data.crop_scale)
+    else:
+        view = View(dataset.size, "none" if fits else "center")
+    reader = SplitReader(dataset.root, dataset.manifest.split(split))
+    cache_shape = None
+    if uniform is not None and config.data.cache != "off":
+        small = len(reader) * uniform[0] * uniform[1] * 3 <= CACHE_BYTES
+        cache_shape = uniform if small or config.data.cache == "host" else None
+    elif config.data.cache == "host":
+        raise UserError(f"--cache host needs images of one size, those of {dataset.root} are not")
+    # Without a GPU decoding and computing take turns: OpenMP's threads lose more by being disturbed.
+    return Loader(reader, view, config.run.seed, threads, PREFETCH_STEPS if gpu else 0, cache_shape)
+
+
+def make_augment(config: TrainConfig, dataset: Dataset) -> Augment:
+    """What happens to tiles on the device."""
+    data = config.data
+    fits = dataset.manifest.image.uniform == (dataset.size, dataset.size)
+    pads = data.crop == "pad" or (data.crop == "auto" and fits)
+    padding = (dataset.size // 8 if data.crop_padding < 0 else data.crop_padding) if pads else 0
+    flip = data.flip == "random" or (data.flip == "auto" and not dataset.manifest.image.grayscale)
+    optim = config.optim
+    return Augment(dataset.mean, dataset.std, config.run.seed, padding, flip, optim.mixup, optim.cutmix)
+
+
+def make_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The model for the data set's classes and size, initialised by the seed alone."""
+    return build_model(config.model, len(dataset.classes), dataset.size, config.run.seed)
+
+
+def compute_threads(config: TrainConfig, dataset: Dataset, world: World, cores: int) -> int:
+    """Threads per process: as asked for, else the process's share of the cores, or 1 for tiny images."""
+    if config.run.threads:
+        return config.run.threads
+    if config.optim.tile_size * dataset.size**2 < TINY_TILE_PIXELS:
+        return 1
+    return max(cores // world.local_size, 1)

@@ -1,0 +1,163 @@
+"""Checkpoints that exist whole or do not exist.
+
+checkpoints/step_00000123/ holds model.safetensors, ema.safetensors, trainer.pt (optimizer and loss scaling, read with
+weights_only), state.json (position, ledger, metrics) and manifest.json (size and sha256 of each). A save goes to a
+temporary folder, is fsynced, then renamed; `latest` and `best` are links replaced atomically; old ones go last.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from distcnn.errors import UserError
+from distcnn.files import sha256_of, sync_folder, write_atomically
+
+CHECKPOINT_VERSION = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d{8,})")
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, read into memory (tensors on the CPU)."""
+
+    path: Path
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor] | None
+    trainer: dict[str, Any]
+    state: dict[str, Any]
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name, -1 if it is none."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor] | None,
+    trainer: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write checkpoint `step` of the run folder; returns its folder. Raises OSError with nothing changed."""
+    parent = run / FOLDER
+    parent.mkdir(parents=True, exist_ok=True)
+    final, temporary = parent / f"step_{step:08d}", parent / f".tmp-step_{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in model.items()}, temporary / "model.safetensors")
+        if ema is not None:
+            safetensors.torch.save_file({k: v.contiguous() for k, v in ema.items()}, temporary / "ema.safetensors")
+        torch.save(dict(trainer), temporary / "trainer.pt")
+        document = {"version": CHECKPOINT_VERSION, **state}
+        (temporary / "state.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in sorted(temporary.iterdir())}
+        listing = {"version": CHECKPOINT_VERSION, "step": step, "files": files}
+        (temporary / _MANIFEST).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync_file(file)
+        sync_folder(temporary)
+        if final.exists():  # the same step saved again after a resume: the same content
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(parent)
+    point(run, "latest", final)
+    return final
+
+
+def point(run: Path, name: str, target: Path) -> None:
+    """Make checkpoints/`name` a link to a checkpoint beside it, atomically."""
+    link, temporary = run / FOLDER / name, run / FOLDER / f".tmp-{name}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+    sync_folder(link.parent)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints and the best, and what a killed save left behind."""
+    parent = run / FOLDER
+    best = (parent / "best").resolve() if (parent / "best").is_symlink() else None
+    whole = sorted((p for p in parent.iterdir() if step_of(p) >= 0), key=step_of)
+    for path in whole[:-keep]:
+        if path.resolve() != best:
+            shutil.rmtree(path)
+    for path in parent.glob(".tmp-step_*"):
+        shutil.rmtree(path)
+
+
+def verify(path: Path) -> str:
+    """ "" if every file of a checkpoint is there with its size and sha256, else what is wrong."""
+    try:
+        listing = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if listing["version"] != CHECKPOINT_VERSION:
+            return f"{path / _MANIFEST} has version {listing['version']}, this program reads {CHECKPOINT_VERSION}"
+        for name, facts in listing["files"].items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != facts["bytes"]:
+                return f"{file} is missing or truncated"
+            if sha256_of(file) != facts["sha256"]:
+                return f"{file} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path / _MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    return ""
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after verifying it. Raises UserError that names the damaged file."""
+    wrong = verify(path)
+    if wrong:
+        raise UserError(f"checkpoint {path} cannot be used: {wrong}")
+    ema = path / "ema.safetensors"
+    return Checkpoint(
+        path=path,
+        model=safetensors.torch.load_file(path / "model.safetensors"),
+        ema=safetensors.torch.load_file(ema) if ema.exists() else None,
+        trainer=torch.load(io.BytesIO((path / "trainer.pt").read_bytes()), map_location="cpu", weights_only=True),
+        state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+    )
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """(the newest checkpoint that verifies or None, what is wrong with each newer one)."""
+    complaints: list[str] = []
+    parent = run / FOLDER
+    found = [p for p in parent.iterdir() if step_of(p) >= 0 and p.is_dir()] if parent.is_dir() else []
+    for path in sorted(found, key=step_of, reverse=True):
+        wrong = verify(path)
+        if not wrong:
+            return path, complaints
+        complaints.append(wrong)
+    return None, complaints
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file, atomically."""
+    write_atomically(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())

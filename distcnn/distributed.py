@@ -1,0 +1,206 @@
+"""The only file that builds an Accelerator or talks to other processes.
+
+`Runtime` is what a training run holds of them: the device, the wrapped model, sums over tiles and ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from numpy.typing import NDArray
+from torch import nn
+from torch._C._distributed_c10d import GradBucket
+
+from distcnn.config import RunConfig
+from distcnn.errors import UserError
+from distcnn.tree import BinaryCounter, tree_sum
+from distcnn.world import World
+
+TIMEOUT_SECONDS = 900
+
+
+class Runtime:
+    """This process among the others, and the sums that they make together."""
+
+    def __init__(self, config: RunConfig, world: World, threads: int) -> None:
+        torch.set_num_threads(threads)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no GPU here (nvidia-smi tells whether the driver does)")
+        self.world, self.tree = world, config.reduction == "tree"
+        self.accelerator = accelerate.Accelerator(
+            cpu=config.device == "cpu" or not torch.cuda.is_available(),
+            mixed_precision=config.mixed_precision,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS)),
+            ],
+        )
+        if self.accelerator.num_processes != world.size:
+            raise UserError(
+                f"{world.size} processes were started, but they did not find each other"
+                " (srun alone does not do it): start with torchrun or 'accelerate launch'"
+            )
+        self.device = self.accelerator.device
+        self._pairs = _pair_groups(world)
+        self._gradients = BinaryCounter()
+        self._extras = BinaryCounter()
+        self._parameters: list[nn.Parameter] = []
+        self._place: dict[int, int] = {}
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The model in DDP and autocast, the optimizer with loss scaling, both by Accelerate."""
+        wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._place = {id(p): i for i, p in enumerate(self._parameters)}
+        if self.tree and self.world.size > 1:
+            wrapped.register_comm_hook(self, _tree_hook)
+        return wrapped, prepared
+
+    @contextlib.contextmanager
+    def tile(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Around forward and backward of a tile: only the rank's last tile of a step talks to the other ranks."""
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(model):
+                yield
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Backward of a tile's share of the step's mean loss; after the last one, `.grad` is the sum over all tiles."""
+        if not self.tree:
+            self.accelerator.backward(loss * self.world.size)  # DDP divides by the number of ranks
+            return
+        self.accelerator.backward(loss)
+        if last and self.world.size > 1:
+            self._gradients.clear()  # the hook has added them
+            return
+        self._gradients.push(self._take_gradients())
+        if last:
+            for parameter, total in zip(self._parameters, self._gradients.total(), strict=True):
+                parameter.grad = total
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add (n,) float64 of a tile to the sums that `totals` returns."""
+        self._extras.push([values])
+
+    def totals(self) -> torch.Tensor:
+        """(n,) float64: what `add` was given in this step, summed over all tiles of all ranks by the tree."""
+        total = self._extras.total()[0].to(self.device)
+        self._tree_all_reduce(total)
+        return total
+
+    def sum_integers(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The element-wise sum over ranks, int64 modulo 2^64."""
+        if self.world.size == 1:
+            return values
+        tensor = torch.from_numpy(values.copy()).to(self.device)
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def gather_rows(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n_r, k) float64 of each rank, laid one after the other in the order of the ranks. Every rank gets all."""
+        if self.world.size == 1:
+            return rows
+        counts = np.zeros(self.world.size, dtype=np.int64)
+        counts[self.world.rank] = len(rows)
+        counts = self.sum_integers(counts)
+        longest = int(counts.max())
+        mine = torch.zeros((longest, rows.shape[1]), dtype=torch.float64, device=self.device)
+        mine[: len(rows)] = torch.from_numpy(rows)
+        parts = [torch.empty_like(mine) for _ in range(self.world.size)]
+        dist.all_gather(parts, mine)
+        return np.concatenate([part.cpu().numpy()[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (of JSON types) on every rank. Also a barrier."""
+        if self.world.size == 1:
+            return value
+        text = json.dumps(value).encode() if self.world.is_main else b""
+        size = torch.tensor([len(text)], dtype=torch.int64, device=self.device)
+        dist.broadcast(size, 0)
+        body = torch.zeros(int(size.item()), dtype=torch.uint8, device=self.device)
+        if self.world.is_main:
+            body.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(body, 0)
+        return json.loads(bytes(body.cpu().numpy()))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world.size > 1:
+            self.sum_integers(np.zeros(1, dtype=np.int64))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _take_gradients(self) -> list[torch.Tensor]:
+        """The tile's gradients, away from the parameters. A parameter that the loss did not reach has zeros."""
+        gradients = []
+        for parameter in self._parameters:
+            gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.grad = None
+        return gradients
+
+    def _tree_all_reduce(self, flat: torch.Tensor) -> None:
+        """Sum (n,) over the ranks in place, by the tree.
+
+        For a power of two of ranks: all-reduces between pairs, level by level (recursive doubling). A sum of two has
+        one result whatever the backend does inside. For other numbers: chunks go to their owners, each owner adds the
+        R pieces by the tree, and the chunks come back: the bytes of a ring all-reduce.
+        """
+        if self.world.size == 1 or not flat.numel():
+            return
+        if self._pairs:
+            for group in self._pairs:
+                dist.all_reduce(flat, group=group)
+            return
+        ranks = self.world.size
+        chunk = -(-flat.numel() // ranks)
+        sent = nn.functional.pad(flat, (0, ranks * chunk - flat.numel()))
+        pieces = torch.empty_like(sent)
+        dist.all_to_all_single(pieces, sent)
+        total = tree_sum(list(pieces.view(ranks, chunk)))
+        dist.all_gather(list(sent.view(ranks, chunk)), total)
+        flat.copy_(sent[: flat.numel()])
+
+
+def _pair_groups(world: World) -> list[dist.ProcessGroup]:
+    """This rank's partners, nearest level first: groups of two whose ranks differ in one bit. Empty if R is no 2^k."""
+    if world.size & (world.size - 1):
+        return []
+    mine = []
+    for level in range(world.size.bit_length() - 1):
+        for low in (rank for rank in range(world.size) if not rank >> level & 1):
+            group = dist.new_group([low, low | 1 << level])
+            if world.rank in (low, low | 1 << level):
+                mine.append(group)
+    return mine
+
+
+def _tree_hook(runtime: Runtime, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP communication hook: add the rank's earlier tiles to the last one's gradients, then sum over the ranks."""
+    gradients = bucket.gradients()
+    places = [runtime._place[id(p)] for p in bucket.parameters()]
+    for waiting in runtime._gradients.unfinished():
+        torch._foreach_add_(gradients, [waiting[place] for place in places])
+    flat = bucket.buffer()
+    runtime._tree_all_reduce(flat)
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(flat)
+    return future
+
+
+def process_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,46 @@
+"""Exact evaluation: fixed tiles, every sample once, the same numbers from any number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from distcnn.augment import Augment
+from distcnn.data.loader import Loader, TileRequest
+from distcnn.data.order import evaluation_tiles
+from distcnn.distributed import Runtime
+from distcnn.errors import DataError
+from distcnn.metrics import Evaluation, rows_of, sort_rows
+
+
+@torch.inference_mode()
+def evaluate(
+    runtime: Runtime, model: nn.Module, loader: Loader, augment: Augment, tile: int, classes: tuple[str, ...]
+) -> Evaluation:
+    """Evaluate an unwrapped `model` on the loader's whole split. Tile t of `tile` samples goes to rank t mod R.
+
+    No rank waits for another before the end, when the rows are gathered once. Raises DataError if a sample is
+    unreadable or not counted exactly once.
+    """
+    samples = len(loader.reader)
+    tiles = evaluation_tiles(samples, tile)
+    mine = tiles[runtime.world.rank :: runtime.world.size]
+    requests = ([TileRequest(0, t, 0, np.arange(*span))] for t, span in enumerate(mine))
+    was_training = model.training
+    model.eval()
+    rows = [torch.zeros((0, 6), dtype=torch.float64, device=runtime.device)]
+    bad_before = len(loader.stats.bad)
+    for (batch,) in loader.steps(requests):
+        x_NCHW, targets = augment(batch, runtime.device, train=False)
+        with runtime.accelerator.autocast():
+            logits_NK = model(x_NCHW)
+        rows.append(rows_of(logits_NK, batch.request.ids, targets.labels))
+    model.train(was_training)
+    gathered = sort_rows(runtime.gather_rows(torch.cat(rows).cpu().numpy()))
+    bad = int(runtime.sum_integers(np.array([len(loader.stats.bad) - bad_before]))[0])
+    if bad:
+        raise DataError(f"{bad} samples of the evaluation split cannot be read (see quarantine.jsonl): mend the set")
+    if not np.array_equal(gathered[:, 0], np.arange(samples)):
+        raise DataError(f"evaluated {len(gathered)} samples of {samples}, or some twice: this is a defect of distcnn")
+    return Evaluation(gathered, classes)

@@ -1,0 +1,204 @@
+"""A run under way: what it is made of, how it is built, saved and put back where it stood."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distcnn import checkpoint
+from distcnn.augment import Augment
+from distcnn.batchnorm import TileStatistics
+from distcnn.build import Dataset, make_augment, make_loader, make_model
+from distcnn.config import TrainConfig, flatten
+from distcnn.console import Console
+from distcnn.data.loader import BadSample, Loader
+from distcnn.data.order import EpochOrder
+from distcnn.distributed import Runtime, process_cores
+from distcnn.ema import Ema
+from distcnn.errors import UserError
+from distcnn.meter import Meter
+from distcnn.optim import Schedule, build_optimizer, build_schedule
+from distcnn.results import run_facts
+from distcnn.runfolder import LEDGER, QUARANTINE, append_row, cut_rows, open_run
+from distcnn.state import Identity, Ledger, Position
+from distcnn.tracking import Tracker
+from distcnn.world import World
+
+
+@dataclass
+class Job:
+    """Everything a run is made of. What is not constant stands in `position`, `ledger`, `losses` and `best`."""
+
+    config: TrainConfig
+    dataset: Dataset
+    runtime: Runtime
+    console: Console
+    model: nn.Module  # the plain module, whose weights are trained
+    wrapped: nn.Module  # the same in DDP
+    optimizer: torch.optim.Optimizer
+    statistics: TileStatistics
+    schedule: Schedule
+    augment: Augment
+    loader: Loader
+    val_loader: Loader
+    identity: Identity
+    meter: Meter
+    ema: Ema | None = None
+    tracker: Tracker | None = None  # rank 0 only
+    position: Position = field(default_factory=Position)
+    ledger: Ledger = field(default_factory=Ledger)  # rank 0's holds what earlier processes counted, too
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number of steps since the last row
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Path:
+        return self.config.output
+
+    @property
+    def is_main(self) -> bool:
+        return self.runtime.world.is_main
+
+
+def check_lanes(config: TrainConfig, world: World, console: Console) -> None:
+    """Refuse more processes than lanes; say what an uneven share costs."""
+    lanes = config.geometry.lanes
+    try:
+        config.geometry.lanes_of(world.rank, world.size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    most = -(-lanes // world.size)
+    if lanes % world.size:
+        share = 1 - lanes / (most * world.size)
+        console.warn(
+            f"{lanes} lanes on {world.size} processes: some compute {most} tiles a step, others fewer, so"
+            f" {share:.0%} of the processes' time is idle and sums differ in the last bits"
+        )
+
+
+def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path | None:
+    """Rank 0 opens the run folder and decides what to resume from; all ranks learn it, or the error."""
+    answer: dict[str, Any] = {}
+    if runtime.world.is_main:
+        try:
+            found, warnings = open_run(config)
+            answer = {"path": str(found) if found else "", "warnings": warnings}
+        except UserError as error:
+            answer = {"error": str(error)}
+    answer = runtime.broadcast(answer)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    console.log_to(config.output / "log.txt")
+    for warning in answer["warnings"]:
+        console.warn(warning)
+    return Path(answer["path"]) if answer["path"] else None
+
+
+def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: Console) -> Job:
+    """Build model, optimizer, loaders. Nothing is read from a checkpoint yet."""
+    gpu = runtime.device.type == "cuda"
+    threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
+    loader = make_loader(config, dataset, config.data.train_split, True, threads, gpu)
+    model = make_model(config, dataset).to(runtime.device)
+    ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
+    if config.run.compile:
+        model.compile()
+    wrapped, optimizer = runtime.prepare(model, build_optimizer(config.optim, model))
+    steps = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    fingerprint = dataset.manifest.fingerprint()
+    return Job(
+        config=config,
+        dataset=dataset,
+        runtime=runtime,
+        console=console,
+        model=model,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        statistics=TileStatistics(model),
+        schedule=build_schedule(config.optim, steps),
+        augment=make_augment(config, dataset),
+        loader=loader,
+        val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu),
+        identity=Identity.of(fingerprint, config.run.seed, config.geometry, config.data.window_shards),
+        meter=Meter(loader.stats),
+        ema=ema,
+    )
+
+
+def restore(job: Job, path: Path | None) -> None:
+    """Put the job where a checkpoint left off; every rank reads it."""
+    if path is None:
+        return
+    saved = checkpoint.load(path)
+    job.identity.check(saved.state["identity"], str(path))
+    job.model.load_state_dict(saved.model)
+    if job.ema:
+        if saved.ema is None:
+            raise UserError(f"{path} has no averaged weights: --ema-decay 0, or a new --output")
+        job.ema.model.load_state_dict(saved.ema)
+    job.optimizer.load_state_dict(saved.trainer["optimizer"])
+    if job.runtime.accelerator.scaler and saved.trainer["scaler"]:
+        job.runtime.accelerator.scaler.load_state_dict(saved.trainer["scaler"])
+    job.position = Position(**saved.state["position"])
+    job.losses = list(saved.state["losses"])
+    job.best = dict(saved.state["best"])
+    if job.is_main:
+        job.ledger = Ledger(**saved.state["ledger"])
+
+
+def begin_tracking(job: Job, resumed: Path | None) -> None:
+    """Open the run's files, cut what lies beyond the position, and say what begins."""
+    config, world = job.config, job.runtime.world
+
+    def note_bad(bad: BadSample) -> None:
+        append_row(job.run / QUARANTINE, dataclasses.asdict(bad) | {"rank": world.rank})
+
+    job.loader.on_bad = job.val_loader.on_bad = note_bad
+    if not job.is_main:
+        return
+    cut_rows(job.run / LEDGER, "epoch", job.position.epoch - 1)
+    wandb_id = checkpoint.load(resumed).state["wandb_id"] if resumed else ""
+    settings = flatten(config) | {"fingerprint": job.identity.fingerprint, "world_size": world.size}
+    job.tracker = Tracker(job.run, config.run, settings, job.position.total, wandb_id, job.console.warn)
+    parameters = sum(p.numel() for p in job.model.parameters())
+    geometry, processes = config.geometry, "1 process" if world.size == 1 else f"{world.size} processes"
+    job.console.say(
+        f"{config.model.model} ({parameters:,} parameters) on {config.data.data}: {len(job.loader.reader):,} images of"
+        f" {len(job.dataset.classes)} classes at {job.dataset.size} px; {processes} on"
+        f" {job.runtime.device.type}, {geometry.lanes} lanes of {geometry.tile}, {config.run.reduction} reduction"
+    )
+    if resumed:
+        job.console.say(
+            f"resuming {job.run} from {resumed.name} (epoch {job.position.epoch + 1}, step {job.position.step})"
+        )
+
+
+def save(job: Job) -> None:
+    """Write a checkpoint on rank 0. A full disk is a warning: the old checkpoint stays, the next save tries again."""
+    ledger = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
+    if not job.is_main:
+        return
+    position = job.position
+    state = {
+        "identity": dataclasses.asdict(job.identity),
+        "position": dataclasses.asdict(position),
+        "ledger": dataclasses.asdict(ledger),
+        "losses": job.losses,
+        "best": job.best,
+        "wandb_id": job.tracker.wandb_id if job.tracker else "",
+        **run_facts(job),
+    }
+    scaler = job.runtime.accelerator.scaler
+    trainer = {"optimizer": job.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
+    ema = job.ema.model.state_dict() if job.ema else None
+    try:
+        checkpoint.save(job.run, position.total, job.model.state_dict(), ema, trainer, state)
+        checkpoint.prune(job.run, job.config.run.keep_checkpoints)
+    except OSError as error:
+        job.console.warn(
+            f"checkpoint at step {position.total} not written ({error.strerror or error}); the last one stays"
+        )

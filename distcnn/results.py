@@ -1,0 +1,93 @@
+"""How a run ends: results.json, and a short table for the person who started it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+import torchvision
+
+from distcnn import __version__, checkpoint
+from distcnn.config import flatten
+from distcnn.console import duration, percent
+from distcnn.metrics import Evaluation
+from distcnn.runfolder import RESULTS
+
+if TYPE_CHECKING:
+    from distcnn.job import Job
+
+
+def versions() -> dict[str, str]:
+    return {
+        "distcnn": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def run_facts(job: Job) -> dict[str, Any]:
+    """What a checkpoint says of its run, enough to predict with it: config, classes, preprocessing, versions."""
+    return {
+        "config": flatten(job.config),
+        "classes": list(job.dataset.classes),
+        "preprocessing": {"size": job.dataset.size, "mean": list(job.dataset.mean), "std": list(job.dataset.std)},
+        "world_size": job.runtime.world.size,
+        "versions": versions(),
+    }
+
+
+def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str, Any]:
+    """Write results.json, close the trackers, print the table. Returns what results.json holds (on every rank)."""
+    assert evaluation is not None, "the last epoch is always evaluated"
+    values = evaluation.summary()
+    results: dict[str, Any] = {
+        "status": "complete",
+        **{f"val/{name}": value for name, value in values.items() if name != "samples"},
+        "best/top1": job.best["top1"],
+        "best/epoch": job.best["epoch"],
+        "train_samples": len(job.loader.reader),
+        "val_samples": evaluation.samples,
+        "epochs": job.config.optim.epochs,
+        "steps": job.position.total,
+        "wall_seconds": round(seconds, 3),
+        "images_per_second": round(job.meter.total_samples / max(job.meter.total_seconds, 1e-9), 1),
+        "world_size": job.runtime.world.size,
+        "device": job.runtime.device.type,
+        "seed": job.config.run.seed,
+        "per_class": evaluation.per_class(),
+        "confusion": evaluation.confusion().tolist(),
+        "versions": versions(),
+    }
+    if job.is_main:
+        checkpoint.write_json(job.run / RESULTS, results)
+        if job.tracker:
+            job.tracker.close({name: value for name, value in results.items() if isinstance(value, str | int | float)})
+    show(job, results, f"finished: {job.run}")
+    return results
+
+
+def report_known(job: Job) -> dict[str, Any]:
+    """The results of a run that is complete already."""
+    results: dict[str, Any] = json.loads((job.run / RESULTS).read_text(encoding="utf-8"))
+    show(job, results, f"complete already: {job.run} (--resume never trains it anew, --output elsewhere)")
+    return results
+
+
+def show(job: Job, results: dict[str, Any], title: str) -> None:
+    """The short table at the end."""
+    low, high = percent(results["val/top1_low"]), percent(results["val/top1_high"])
+    rows = {
+        "top-1": f"{percent(results['val/top1'])}  [{low}, {high}] of {results['val_samples']:,} images",
+        "loss": f"{results['val/loss']:.4f}",
+        "best": f"{percent(results['best/top1'])} after epoch {int(results['best/epoch']) + 1}",
+        "speed": f"{results['images_per_second']:,.0f} images/s",
+        "wall time": duration(results["wall_seconds"]),
+        "run": str(job.run),
+        "try next": "train.py --model resnet18 --epochs 5, torchrun --nproc-per-node=2 train.py, distcnn --help",
+    }
+    job.console.table(title, rows)

@@ -1,0 +1,105 @@
+"""The run folder: who owns it, what it resumes from, and its files of one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distcnn.checkpoint import FOLDER, newest_whole, step_of, verify
+from distcnn.config import FREE_ON_RESUME, TrainConfig, flatten, load_toml, to_toml
+from distcnn.errors import UserError
+from distcnn.files import write_atomically
+
+CONFIG, METRICS, LEDGER, QUARANTINE, RESULTS = (
+    "config.toml",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "quarantine.jsonl",
+    "results.json",
+)
+
+
+def open_run(config: TrainConfig) -> tuple[Path | None, list[str]]:
+    """Make or take over the run folder; called by rank 0 alone. Returns (checkpoint to resume from or None, warnings).
+
+    Raises UserError if the folder cannot be written or holds another run.
+    """
+    run = config.output
+    if config.run.resume == "never" and run.exists():
+        _move_aside(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {run} cannot be written: {error.strerror or error}") from error
+    if not os.access(run, os.W_OK):
+        raise UserError(f"--output {run} cannot be written: permission denied")
+    saved = run / CONFIG
+    if saved.exists():
+        _check_same_run(config, load_toml(saved), run)
+    elif any(path.name != "logs" and not path.name.startswith(".") for path in run.iterdir()):
+        raise UserError(f"--output {run} holds files of something else: give another folder")
+    write_atomically(saved, to_toml(config).encode())
+    if config.run.resume not in ("auto", "never"):
+        return _chosen(Path(config.run.resume)), []
+    checkpoint, complaints = newest_whole(run)
+    if complaints and checkpoint is None:
+        raise UserError(f"no checkpoint of {run} can be used ({complaints[0]}): --resume never begins anew")
+    return checkpoint, [f"{wrong}: going back to the checkpoint before" for wrong in complaints]
+
+
+def _chosen(path: Path) -> Path:
+    path = path.resolve()
+    if step_of(path) < 0 or not path.is_dir():
+        raise UserError(
+            f"--resume {path} is no checkpoint: auto, never, or a folder such as runs/x/{FOLDER}/step_00000100"
+        )
+    wrong = verify(path)
+    if wrong:
+        raise UserError(f"--resume {path} cannot be used: {wrong}")
+    return path
+
+
+def _check_same_run(config: TrainConfig, saved: TrainConfig, run: Path) -> None:
+    mine, before = flatten(config), flatten(saved)
+    changed = [name for name in mine if name not in FREE_ON_RESUME and mine[name] != before[name]]
+    if changed:
+        what = ", ".join(f"{name} was {before[name]!r}, now {mine[name]!r}" for name in changed)
+        raise UserError(f"{run} holds another run ({what}): give a new --output, or --resume never to begin anew")
+
+
+def _move_aside(run: Path) -> None:
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old{number}")).exists():
+        number += 1
+    run.rename(aside)
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line; a single write, so that lines of several processes do not mix."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file, [] if there is none. A last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def cut_rows(path: Path, name: str, last: int) -> None:
+    """Drop the rows whose `name` is beyond `last`: a resumed run writes them again."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row[name] <= last]
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode())

@@ -1,0 +1,202 @@
+"""The training run: build, then the loop, then the results. Read `train` from top to bottom.
+
+N samples of a tile, K classes. All of it runs on every rank; what only rank 0 does says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from distcnn import checkpoint
+from distcnn.build import compute_threads, open_dataset
+from distcnn.config import TrainConfig
+from distcnn.console import Advance, Console, percent
+from distcnn.data import keyed
+from distcnn.data.loader import Tile, TileRequest, training_requests
+from distcnn.data.order import EpochOrder
+from distcnn.distributed import Runtime, process_cores
+from distcnn.errors import DataError
+from distcnn.evaluate import evaluate
+from distcnn.job import Job, begin_tracking, build_job, check_lanes, claim_run, restore, save
+from distcnn.losses import loss_sum
+from distcnn.metrics import Evaluation
+from distcnn.optim import set_learning_rate
+from distcnn.results import finish, report_known
+from distcnn.runfolder import LEDGER, QUARANTINE, append_row
+from distcnn.state import Ledger, Position
+from distcnn.world import World
+
+MAX_BAD_SHARE = 0.01  # of the samples seen by a rank; beyond it the run stops
+
+
+def train(config: TrainConfig, world: World) -> dict[str, Any]:
+    """Train as `config` says, resuming where the run folder stopped; returns what results.json holds.
+
+    Raises UserError for whatever the user can mend, before anything is changed.
+    """
+    started = time.monotonic()
+    console = Console(world.is_main, config.run.quiet)
+    dataset = open_dataset(config, world)
+    check_lanes(config, world, console)
+    runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
+    try:
+        resume_from = claim_run(config, runtime, console)
+        job = build_job(config, dataset, runtime, console)
+        restore(job, resume_from)
+        if job.position.epoch >= config.optim.epochs:
+            return report_known(job)
+        begin_tracking(job, resume_from)
+        evaluation = None
+        while job.position.epoch < config.optim.epochs:
+            train_epoch(job)
+            evaluation = close_epoch(job)
+        job.loader.close()
+        job.val_loader.close()
+        return finish(job, evaluation, time.monotonic() - started)
+    finally:
+        runtime.close()
+
+
+def train_epoch(job: Job) -> None:
+    """From the position to the end of its epoch."""
+    config, world = job.config, job.runtime.world
+    order = epoch_order(job, job.position.epoch)
+    lanes = job.config.geometry.lanes_of(world.rank, world.size)
+    title = f"epoch {job.position.epoch + 1}/{config.optim.epochs}"
+    with job.console.progress(title, order.samples, order.consumed(job.position.step)) as advance:
+        job.meter.start()
+        for tiles in job.loader.steps(training_requests(order, lanes, job.position.step)):
+            samples = sum(order.tile_sizes(job.position.step))
+            lr = job.schedule(job.position.total)
+            loss, norm = train_step(job, tiles, samples, lr)
+            job.position = job.position.advance(samples)
+            for tile in tiles:
+                job.ledger.add(tile.request.ids)
+            check_bad_share(job)
+            after_step(job, advance, samples, lr, loss, norm)
+        job.meter.stop()
+
+
+def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step on this rank's tiles of a step of `samples` samples over all ranks.
+
+    Returns the step's mean loss and the gradient's norm, two scalars on the device that nobody has waited for.
+    """
+    runtime = job.runtime
+    for tile in tiles:
+        last = tile is tiles[-1]
+        seen = len(tile.labels)
+        x_NCHW, targets = job.augment(tile if seen else blank(tile), runtime.device, train=True)
+        torch.manual_seed(forward_seed(job.config.run.seed, tile.request))
+        with runtime.tile(job.wrapped, last):
+            with runtime.accelerator.autocast():
+                logits_NK = job.wrapped(x_NCHW)
+            loss = loss_sum(logits_NK.float(), targets, job.config.optim.label_smoothing) / samples
+            runtime.backward(loss, last)
+        runtime.add(torch.cat([loss.detach().to(torch.float64)[None], job.statistics.collect(seen)]))
+    totals = runtime.totals()
+    limit = job.config.optim.clip_grad_norm
+    norm = runtime.accelerator.clip_grad_norm_(job.model.parameters(), limit or float("inf"))
+    set_learning_rate(job.optimizer, lr)
+    job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    job.statistics.apply(totals[1:], samples)
+    if job.ema:
+        job.ema.update(job.model)
+    return totals[0], norm
+
+
+def blank(tile: Tile) -> Tile:
+    """One black image of weight 0 in place of no image: a rank with nothing to do in a step still takes part."""
+    images = torch.zeros((1, *tile.images.shape[1:]), dtype=torch.uint8)
+    request = dataclasses.replace(tile.request, ids=np.zeros(1, dtype=np.int64))
+    return Tile(request, images, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+
+
+def forward_seed(seed: int, request: TileRequest) -> int:
+    """The seed of a tile's forward pass (dropout and the like): the same wherever the tile is computed."""
+    key = np.array([keyed.tile_key(request.step, request.lane)])
+    return int(keyed.words(key, seed, request.epoch, keyed.FORWARD)[0] >> np.uint64(1))
+
+
+def after_step(job: Job, advance: Advance, samples: int, lr: float, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    """What may follow a step: a row of metrics, a checkpoint, progress."""
+    run, position = job.config.run, job.position
+    job.meter.add(loss, samples)
+    text = ""
+    if position.total % run.log_every == 0:
+        row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)}
+        text = f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"
+        if job.tracker:
+            job.tracker.log({**place(position), **row})
+    advance(samples, text)
+    if run.checkpoint_every and position.total % run.checkpoint_every == 0:
+        job.meter.settle(job.losses)
+        save(job)
+
+
+def close_epoch(job: Job) -> Evaluation | None:
+    """Prove the epoch, evaluate, save, and step into the next. Returns the evaluation, or None if none was due."""
+    epoch, config = job.position.epoch, job.config
+    total = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
+    row = total.row(epoch, len(job.loader.reader))
+    if not row["exactly_once"]:
+        raise RuntimeError(f"epoch {epoch} was not exactly once: {row}; this is a defect of distcnn, please report it")
+    if job.is_main:
+        append_row(job.run / LEDGER, row)
+    job.ledger = Ledger()
+    job.position = job.position.next_epoch()
+    evaluation = None
+    if (epoch + 1) % config.run.eval_every == 0 or epoch + 1 == config.optim.epochs:
+        evaluation = evaluate_now(job)
+    save(job)
+    if job.is_main and job.best.get("epoch") == epoch:
+        checkpoint.point(job.run, "best", job.run / checkpoint.FOLDER / f"step_{job.position.total:08d}")
+    return evaluation
+
+
+def evaluate_now(job: Job) -> Evaluation:
+    """Evaluate the averaged weights, or the trained ones where nothing is averaged, and note whether they are best."""
+    config, epoch = job.config, job.position.epoch - 1
+    model = job.ema.model if job.ema else job.model
+    begun = time.monotonic()
+    found = evaluate(
+        job.runtime, model, job.val_loader, job.augment, max(config.optim.tile_size, 32), job.dataset.classes
+    )
+    values = found.summary()
+    if values["top1"] > job.best.get("top1", -1.0):
+        job.best = {"epoch": epoch, "top1": values["top1"], "step": job.position.total}
+    if job.tracker:
+        job.tracker.log({**place(job.position), **{f"val/{name}": value for name, value in values.items()}})
+    job.console.say(
+        f"epoch {epoch + 1}/{config.optim.epochs}  val top-1 {percent(values['top1'])}"
+        f" [{percent(values['top1_low'])}, {percent(values['top1_high'])}]  loss {values['loss']:.4f}"
+        f"  ({found.samples} images in {time.monotonic() - begun:.1f} s)"
+    )
+    return found
+
+
+def place(position: Position) -> dict[str, int]:
+    """Where a row of metrics belongs."""
+    return {"step": position.total, "epoch": position.epoch, "samples_seen": position.samples}
+
+
+def epoch_order(job: Job, epoch: int) -> EpochOrder:
+    config = job.config
+    return EpochOrder(job.loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+
+
+def check_bad_share(job: Job) -> None:
+    """Stop, naming shard and key, when too much of the data turns out to be unreadable."""
+    stats = job.loader.stats
+    if stats.bad and len(stats.bad) > max(MAX_BAD_SHARE * stats.samples, 10):
+        last = stats.bad[-1]
+        raise DataError(
+            f"{len(stats.bad)} of {stats.samples} samples cannot be read, the last one {last.key!r} of {last.shard}"
+            f" ({last.reason}); all are in {job.run / QUARANTINE}"
+        )
