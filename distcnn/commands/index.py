@@ -46,6 +46,7 @@ def run(options: Options) -> int:
     """Index; print what was found."""
     import time
 
+    from distcnn.console import Console
     from distcnn.data.index import IndexRequest, index_data_set, with_rules
     from distcnn.data.labels import parse_rule, read_classes
 
@@ -62,7 +63,7 @@ def run(options: Options) -> int:
         overwrite=options.overwrite,
         workers=options.workers,
     )
-    manifest = index_data_set(with_rules(request, options.unlabelled))
+    manifest = index_data_set(with_rules(request, options.unlabelled), Console(speaks=True))
     _report(manifest, request.root, time.monotonic() - begun, options.verify)
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distcnn.console import Console
 from distcnn.data.decode import MAX_BYTES
 from distcnn.data.labels import LabelRule, check_label
 from distcnn.data.manifest import (
@@ -26,7 +27,8 @@ from distcnn.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from distcnn.data.parallel import run_jobs, usable_cpus
+from distcnn.data.parallel import SILENT, run_jobs
+from distcnn.data.prepare.pool import usable_cores
 from distcnn.data.prepare.stats import Sums
 from distcnn.data.shards import MAX_SMALL_BYTES, IndexRows, index_dtype, make_index, samples_from
 from distcnn.data.sources import is_remote, open_shard
@@ -37,7 +39,8 @@ from distcnn.errors import DataError, UserError
 from distcnn.files import sync_folder, write_atomically
 
 INDEX_FOLDER = "index"
-SHARDS_A_PROCESS = 8  # to start a process takes as long as to read the headers of some shards
+SHARDS_A_PROCESS = 8  # to start a process takes as long as to read the headers of some shards,
+BYTES_FOR_PROCESSES = 8 << 20  # or to decode some megabytes
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Job:
     wds2idx: bool
 
 
-def index_data_set(request: IndexRequest) -> Manifest:
+def index_data_set(request: IndexRequest, console: Console = SILENT) -> Manifest:
     """Index the shards and write dataset.json with its indexes. Raises UserError or DataError before it writes."""
     previous = _check_output(request)
     jobs = [
@@ -96,13 +99,13 @@ def index_data_set(request: IndexRequest) -> Manifest:
         for split, paths in request.shards.items()
         for path in paths
     ]
-    workers = request.workers or min(usable_cpus(), -(-len(jobs) // SHARDS_A_PROCESS))
+    workers = request.workers or min(usable_cores(), -(-len(jobs) // SHARDS_A_PROCESS))
     if any(job.path.startswith("memory://") for job in jobs):
         workers = 1  # such shards are in this process only
-    found = _settle(run_jobs(index_shard, jobs, "reading headers", workers=workers), request)
+    found = _settle(run_jobs(index_shard, jobs, "shards", workers=workers, console=console), request)
     classes = _settle_classes(found, request)
     if request.verify:
-        _verify(found, workers if workers == 1 and len(jobs) > 1 else request.workers)
+        _verify(found, request.workers, console)
     for split in request.shards:
         _refuse_empty(split, [shard for shard in found if shard.split == split])
     return _write(found, classes, request, previous)
@@ -211,10 +214,12 @@ def _settle_classes(found: list[FoundShard], request: IndexRequest) -> tuple[str
     return classes
 
 
-def _verify(found: list[FoundShard], workers: int) -> None:
+def _verify(found: list[FoundShard], workers: int, console: Console) -> None:
     """Decode everything: sizes into the rows, bad images out of them, sums and checksums beside them."""
     chunks = [chunk for number, shard in enumerate(found) for chunk in cut(shard.split, number, shard.path, shard.rows)]
-    results = run_jobs(verify, chunks, "decoding", [len(chunk.rows) for chunk in chunks], workers)
+    if sum(int(chunk.rows["size"].sum()) for chunk in chunks) < BYTES_FOR_PROCESSES:
+        workers = 1
+    results = run_jobs(verify, chunks, "images", [len(chunk.rows) for chunk in chunks], workers, console)
     by_shard: dict[int, list[Verified]] = {}
     for chunk, result in zip(chunks, results, strict=True):
         by_shard.setdefault(chunk.shard, []).append(result)

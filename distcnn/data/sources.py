@@ -42,6 +42,7 @@ def expand(pattern: str) -> list[str]:
     for part in pattern.split("::"):
         _refuse_commands(part)
         for word in _expand_braces(part):
+            word = word.removeprefix("file://")
             names.extend(_match(word) if _GLOB.search(word) else [word if is_remote(word) else str(_absolute(word))])
             if len(names) > MAX_SHARDS:
                 raise DataError(f"{pattern!r} names more than {MAX_SHARDS} shards")
@@ -114,7 +115,9 @@ def _naming(what: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{what} is missing") from error
+        if isinstance(error.__cause__, FileNotFoundError | None):
+            raise DataError(f"{what} is missing") from error
+        raise DataError(f"cannot read {what}: {_reason(error.__cause__)}") from error  # fsspec calls all of them so
     except OSError as error:
         raise DataError(f"cannot read {what}: {_reason(error)}") from error
     except Exception as error:
@@ -168,7 +171,7 @@ def _match(word: str) -> list[str]:
     if is_remote(word):
         system, path = _file_system(word)
         with _naming(word):
-            found = sorted(str(system.unstrip_protocol(name)) for name in system.glob(path))
+            found = sorted(str(system.unstrip_protocol(name)).replace(":///", "://") for name in system.glob(path))
     else:
         pattern = _absolute(word)
         if pattern.exists():  # a file with brackets in its name
@@ -181,7 +184,7 @@ def _match(word: str) -> list[str]:
 
 def _absolute(word: str) -> Path:
     """The path without '..', symbolic links kept: a store of links has names that say more than their targets'."""
-    return Path(os.path.normpath(Path(word.removeprefix("file://")).expanduser().absolute()))
+    return Path(os.path.normpath(Path(word).expanduser().absolute()))
 
 
 def _open_remote(name: str) -> IO[bytes]:
