@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,11 +60,15 @@ class Runtime:
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model in DDP and autocast, the optimizer with loss scaling, both by Accelerate."""
-        wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():
+            # The name that torch 2.13 prefers is unknown to Accelerate, and to the oldest torch that we support.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped, prepared = self.accelerator.prepare(model, optimizer)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._place = {id(p): i for i, p in enumerate(self._parameters)}
         if self.tree and self.world.size > 1:
-            wrapped.register_comm_hook(self, _tree_hook)
+            # A lambda, since DDP compares annotations, which are strings here, with the types themselves.
+            wrapped.register_comm_hook(self, lambda runtime, bucket: _tree_hook(runtime, bucket))
         return wrapped, prepared
 
     @contextlib.contextmanager
@@ -190,15 +195,27 @@ def _pair_groups(world: World) -> list[dist.ProcessGroup]:
 
 def _tree_hook(runtime: Runtime, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP communication hook: add the rank's earlier tiles to the last one's gradients, then sum over the ranks."""
-    gradients = bucket.gradients()
-    places = [runtime._place[id(p)] for p in bucket.parameters()]
+    flat, parameters = bucket.buffer(), bucket.parameters()
+    gradients = _views(flat, parameters)
+    places = [runtime._place[id(p)] for p in parameters]
     for waiting in runtime._gradients.unfinished():
         torch._foreach_add_(gradients, [waiting[place] for place in places])
-    flat = bucket.buffer()
     runtime._tree_all_reduce(flat)
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(flat)
     return future
+
+
+def _views(flat: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradients in a bucket as DDP lays them: one after the other, each with its parameter's own strides.
+
+    (`bucket.gradients()` ignores the strides: with channels_last weights its elements are in another order.)
+    """
+    views, offset = [], flat.storage_offset()
+    for parameter in parameters:
+        views.append(flat.as_strided(parameter.size(), parameter.stride(), offset))
+        offset += parameter.numel()
+    return views
 
 
 def process_cores() -> int:

@@ -52,6 +52,8 @@ SRUN = {
     "node": "SLURM_NODEID",
 }
 
+MPI_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
 
 def read_world(environ: Mapping[str, str] | None = None) -> World:
     """The World of this process, from torchrun's or `accelerate launch`'s variables, else from those of an srun step.
@@ -80,6 +82,16 @@ def read_world(environ: Mapping[str, str] | None = None) -> World:
     except ValueError as error:
         seen = ", ".join(f"{name}={env[name]}" for name in names.values() if name in env)
         raise UserError(f"the launcher's variables contradict each other ({seen}): {error}") from error
+
+
+def launched_alone_by_accelerate(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether `accelerate launch` was asked for several processes on the CPU, but started this one only.
+
+    It then sets where the processes should meet (MASTER_ADDR), but no rank.
+    """
+    env = os.environ if environ is None else environ
+    on_cpu = env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return on_cpu and "MASTER_ADDR" in env and not any(name in env for name in ("RANK", *MPI_RANKS))
 
 
 def _integer(env: Mapping[str, str], name: str) -> int | None:
