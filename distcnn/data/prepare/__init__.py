@@ -20,6 +20,5 @@ def prepare_digits(output: Path, val_fraction: float = 0.2, seed: int = 0) -> Ma
     """
     from distcnn.data.prepare.arrays import from_digits
     from distcnn.data.prepare.build import Settings, build
-    from distcnn.data.prepare.split import Fractions
 
-    return build(from_digits(), output, Settings(fractions=Fractions(val=val_fraction), seed=seed)).manifest
+    return build(from_digits(), output, Settings(val_fraction=val_fraction, seed=seed)).manifest

@@ -1,8 +1,8 @@
 """One image: read, checked by decoding it, and kept byte for byte unless there is a reason to encode it again.
 
-Reasons: the source is pixels; the content is neither JPEG, PNG nor WebP (GIF, BMP, TIFF: first frame, PNG); EXIF says
-that the image lies on its side and `exif` is "apply"; a side is longer than `max_side`; `format` asks for another.
-Whatever is encoded again becomes RGB by the rules of `distcnn.data.decode` (gray stays gray) and loses its metadata.
+Reasons: the source is pixels; the content is neither JPEG, PNG nor WebP (GIF, BMP, TIFF: first frame, as PNG); EXIF
+says that the image does not stand upright and `exif` is "apply"; a side is longer than `max_side`; `format` asks for
+another. What is encoded again becomes RGB by the rules of `distcnn.data.decode` (gray stays gray), without metadata.
 """
 
 from __future__ import annotations
@@ -15,62 +15,81 @@ from typing import Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from distcnn.data.decode import FORMATS, MAX_BYTES, MAX_PIXELS, DecodeError, Pixels, decode, to_rgb
+from distcnn.data.decode import FORMATS, JPEG_MAGIC, MAX_BYTES, MAX_PIXELS, DecodeError, Pixels, decode, to_rgb
 from distcnn.data.prepare.source import Payload, Slice
+from distcnn.errors import UserError
 
-MIN_SIDE = 2  # pixels; a 1x1 image is a place holder or a tracking pixel, and no CNN can use it
-MAX_RATIO = 8  # how much a JPEG may be scaled down while it is decoded
+MIN_SIDE = 2  # pixels; 1x1 is a place holder or a tracking pixel, and no CNN can learn from it
+KEPT = ("jpg", "png", "webp")  # what shards hold
+READ_FIRST = 1 << 16  # bytes; most small images come whole in one call
+EXIF_WITHIN = 1 << 17  # bytes from the start of a JPEG within which EXIF lies
 ORIENTATION = 0x0112
-
-Format = Literal["keep", "jpg", "png", "webp"]
+GRAY_MODES = ("1", "L", "I;16", "I;16B", "I;16L", "I")
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class Policy:
     """How images are kept. `max_side` in pixels, 0 = any; `quality` 1..100 of what is encoded again as JPEG or WebP."""
 
-    format: Format = "keep"
+    format: Literal["keep", "jpg", "png", "webp"] = "keep"
     max_side: int = 0
-    quality: int = 95
+    quality: int = 90
     exif: Literal["apply", "ignore"] = "apply"
     max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality {self.quality}: from 1 to 100")
+        if self.max_side < 0 or 0 < self.max_side < MIN_SIDE:
+            raise UserError(f"--max-side {self.max_side}: 0 (any size) or at least {MIN_SIDE} pixels")
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An image that decodes: its bytes, what they are (jpg, png, webp), and its pixels (H, W, 3)."""
+    """An image that decodes: its bytes, what they are (jpg, png, webp), and its pixels (H, W, 3) uint8 RGB."""
 
     data: bytes
     extension: str
     pixels: Pixels
 
 
-def load(payload: Payload) -> bytes | Pixels:
+def load(payload: Payload, root: str) -> bytes | Pixels:
     """The bytes (or pixels) that a payload stands for. Raises DecodeError if they cannot be read."""
-    if isinstance(payload, (bytes, np.ndarray)):
-        return payload
     try:
+        if isinstance(payload, str):
+            return _read(f"{root}/{payload}" if root else payload)
         if isinstance(payload, Slice):
             with Path(payload.path).open("rb") as file:
                 file.seek(payload.offset)
                 return file.read(payload.size)
-        return _read(payload)
+        return payload
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror or error}") from error
 
 
 def _read(path: str) -> bytes:
-    handle = os.open(path, os.O_RDONLY)  # a third of the time that open() takes for a small file
+    """A file's bytes, at half the cost of open() for a small one. Raises DecodeError for a file over MAX_BYTES."""
+    handle = os.open(path, os.O_RDONLY)
     try:
+        data = os.read(handle, READ_FIRST)
+        if len(data) < READ_FIRST:
+            return data
         size = os.fstat(handle).st_size
         if size > MAX_BYTES:
             raise DecodeError(f"{size} bytes, more than {MAX_BYTES}")
-        pieces = [os.read(handle, size + 1)]
-        while len(pieces[-1]) and sum(map(len, pieces)) < size:
-            pieces.append(os.read(handle, size))
-        return b"".join(pieces)
+        with open(handle, "rb", closefd=False) as file:
+            return data + file.read()
     finally:
         os.close(handle)
 
@@ -82,17 +101,18 @@ def check(content: bytes | Pixels, policy: Policy) -> Checked:
     if not content:
         raise DecodeError("0 bytes")
     kind = sniff(content)
-    if kind in ("jpg", "png", "webp") and not _must_encode(content, kind, policy):
+    if kind and policy.format in ("keep", kind) and (policy.exif == "ignore" or _orientation(content, kind) == 1):
         pixels = decode(content, policy.max_pixels)
-        _check_sides(pixels.shape[1], pixels.shape[0])
-        if not policy.max_side or max(pixels.shape[:2]) <= policy.max_side:
+        height, width = pixels.shape[:2]
+        _check_sides(width, height)
+        if not policy.max_side or max(width, height) <= policy.max_side:
             return Checked(content, kind, pixels)
-    return _encode(_open(content, policy), policy, kind if kind in ("jpg", "png", "webp") else "png")
+    return _encode(_open(content, policy), policy, kind or "png")
 
 
 def sniff(data: bytes) -> str:
     """What the first bytes say: jpg, png, webp or ''. Names of files are not believed."""
-    if data[:3] == b"\xff\xd8\xff":
+    if data[:3] == JPEG_MAGIC:
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
@@ -101,72 +121,74 @@ def sniff(data: bytes) -> str:
     return ""
 
 
-def _must_encode(data: bytes, kind: str, policy: Policy) -> bool:
-    """Whether something other than the size asks for a new encoding; the size is seen when decoding."""
-    if policy.format not in ("keep", kind):
-        return True
-    return policy.exif == "apply" and _orientation(data, kind) > 1
-
-
 def _orientation(data: bytes, kind: str) -> int:
-    """EXIF's orientation, 1 = upright. Pillow (50 us) is asked only where the bytes speak of EXIF at all (0.1 us)."""
-    mark = {"jpg": b"Exif\0\0", "png": b"eXIf", "webp": b"EXIF"}[kind]
-    if mark not in (data[: 1 << 17] if kind == "jpg" else data):
+    """EXIF's orientation, 1 = upright. Pillow (50 us) is asked only where the bytes speak of EXIF at all (0.5 us)."""
+    if kind == "jpg":
+        if data.find(b"Exif\0\0", 0, EXIF_WITHIN) < 0:
+            return 1
+    elif (b"eXIf" if kind == "png" else b"EXIF") not in data:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if kind == "png":
+            if kind == "png" and image.width * image.height <= MAX_PIXELS:
                 image.load()  # the chunk may follow the pixels
-            return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata of any kind; the pixels decide whether the image is good
+            return _upright(image.getexif())
+    except Exception:  # damaged metadata of any kind; whether the pixels are good is seen when they are decoded
         return 1
 
 
+def _upright(exif: Image.Exif) -> int:
+    """Orientation 1..8 of EXIF data; what is not one of them counts as upright."""
+    value = exif.get(ORIENTATION, 1)
+    return value if value in UPRIGHT else 1
+
+
 def _open(data: bytes, policy: Policy) -> Image.Image:
-    """The first frame, 8 bits, L or RGB, upright if the policy says so, at its full size or a little over max_side."""
+    """The first frame as L or RGB, 8 bits, upright if the policy says so, at full size or somewhat over max_side."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > policy.max_pixels:
                 raise DecodeError(f"{image.width}x{image.height} pixels, more than {policy.max_pixels}")
             _check_sides(image.width, image.height)
-            exif = image.getexif()
-            gray = image.mode in ("1", "L", "I;16", "I;16B", "I;16L", "I") and "transparency" not in image.info
-            pixels = _scaled_jpeg(data, policy) if image.format == "JPEG" and policy.max_side else None
+            gray = image.mode in GRAY_MODES and "transparency" not in image.info
+            pixels = _scaled_jpeg(data, policy.max_side) if image.format == "JPEG" else None
             opened = Image.fromarray(to_rgb(image) if pixels is None else pixels)
+            orientation = _upright(image.getexif())
     except DecodeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError(f"more than {policy.max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"not an image in {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise DecodeError(f"damaged, or not an image in {', '.join(FORMATS)}: {error}") from error
+        raise DecodeError(f"damaged: {error}") from error
     if gray:
-        opened = opened.convert("L")  # three equal channels: L is exactly one of them
-    if policy.exif == "apply" and exif.get(ORIENTATION, 1) in range(2, 9):
-        opened.info["exif"] = exif.tobytes()
-        upright = ImageOps.exif_transpose(opened)
-        upright.info.clear()
-        return upright
+        opened = opened.convert("L")  # of three equal channels, L is exactly one
+    if policy.exif == "apply" and orientation != 1:
+        opened = opened.transpose(UPRIGHT[orientation])
     return opened
 
 
-def _scaled_jpeg(data: bytes, policy: Policy) -> Pixels | None:
-    """A JPEG decoded at 1/2, 1/4 or 1/8 where that is still at least max_side: the decoder does most of the work."""
+def _scaled_jpeg(data: bytes, max_side: int) -> Pixels | None:
+    """A JPEG decoded at 1/2, 1/4 or 1/8 where that still has twice max_side: the decoder does most of the work.
+
+    None where that does not apply.
+    """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space == "CMYK":
+        scale = 2 * max_side / max(width, height)
+        if not max_side or scale > 0.5 or space == "CMYK":
             return None
-        scale = policy.max_side / max(width, height)
-        if scale >= 0.5:
-            return None
-        low, wide = max(1, int(height * scale)), max(1, int(width * scale))
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * low, min_width=2 * wide)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=max(1, round(height * scale)), min_width=max(1, round(width * scale))
+        )
         return pixels
     except ValueError:
         return None
 
 
 def _encode(image: Image.Image, policy: Policy, kind: str) -> Checked:
-    """`image` (L or RGB) scaled down to max_side and encoded as the policy's format, or `kind` where it is "keep"."""
+    """`image` (L or RGB) scaled down to max_side and encoded as the policy's format, or `kind` where that is "keep"."""
     _check_sides(*image.size)
     if policy.max_side and max(image.size) > policy.max_side:
         scale = policy.max_side / max(image.size)
@@ -175,15 +197,11 @@ def _encode(image: Image.Image, policy: Policy, kind: str) -> Checked:
         _check_sides(*image.size)
     extension = kind if policy.format == "keep" else policy.format
     out = io.BytesIO()
-    if extension == "jpg":
-        image.save(out, "JPEG", quality=policy.quality)
-    elif extension == "webp":
-        image.save(out, "WEBP", quality=policy.quality)
-    else:
+    if extension == "png":
         image.save(out, "PNG")
-    data = out.getvalue()
-    pixels = np.asarray(image.convert("RGB")) if extension == "png" else decode(data, policy.max_pixels)
-    return Checked(data, extension, pixels)
+        return Checked(out.getvalue(), extension, np.asarray(image.convert("RGB")))
+    image.save(out, "JPEG" if extension == "jpg" else "WEBP", quality=policy.quality)
+    return Checked(out.getvalue(), extension, decode(out.getvalue()))
 
 
 def _check_sides(width: int, height: int) -> None:

@@ -15,6 +15,7 @@ import io
 import sys
 import tarfile
 import types
+import zlib
 from functools import cache
 from typing import Any
 
@@ -67,21 +68,16 @@ class _Members:
         self.pieces: list[bytes] = []
         self.offsets: dict[str, int] = {}
         self.position = 0
-        self._tails: dict[tuple[int, float, str, str], tuple[bytes, bytes, int]] = {}
+        self._template: _Template | None = None  # TarWriter gives every member the same mode, time and owner
 
     def addfile(self, info: tarfile.TarInfo, stream: io.BytesIO) -> None:
         name = info.name.encode()
         if len(name) > MAX_MEMBER_NAME or info.size >= 1 << 33:
             raise ValueError(f"member {info.name!r} of {info.size} bytes does not fit a ustar header")
-        which = (info.mode, info.mtime, info.uname, info.gname)
-        if which not in self._tails:
-            self._tails[which] = _template(*which)
-        before, after, constant = self._tails[which]
-        size = b"%011o\0" % info.size
-        total = constant + sum(name) + sum(size)
-        header = b"".join((name.ljust(100, b"\0"), before, size, after[:12], b"%06o\0 " % total, after[20:]))
+        if self._template is None:
+            self._template = _Template(info)
         pad = -info.size % BLOCK
-        self.pieces += (header, stream.getvalue(), bytes(pad))
+        self.pieces += (self._template.header(name, info.size), stream.getvalue(), _ZEROS[:pad])
         self.offsets[info.name] = self.position + BLOCK
         self.position += BLOCK + info.size + pad
 
@@ -89,10 +85,21 @@ class _Members:
         """For TarWriter; there is nothing to close."""
 
 
-def _template(mode: int, mtime: float, user: str, group: str) -> tuple[bytes, bytes, int]:
-    """Bytes 100..124 and 136..512 of tarfile's header, and the sum of all bytes but name and size."""
-    info = tarfile.TarInfo("")
-    info.mode, info.mtime, info.uname, info.gname = mode, mtime, user, group
-    header = info.tobuf(tarfile.USTAR_FORMAT)
-    before, after = header[100:124], header[136:]
-    return before, after, sum(before) + sum(after[:12]) + 8 * 32 + sum(after[20:])
+_ZEROS = bytes(BLOCK)
+
+
+class _Template:
+    """tarfile's header of a member, but for name, size and checksum."""
+
+    def __init__(self, like: tarfile.TarInfo) -> None:
+        info = tarfile.TarInfo("")
+        info.mode, info.mtime, info.uname, info.gname = like.mode, like.mtime, like.uname, like.gname
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        self.owner, self.time, self.rest = header[100:124], header[136:148], header[156:]
+        self.sum = sum(self.owner) + sum(self.time) + 8 * 32 + sum(self.rest)  # the checksum counts as 8 spaces
+
+    def header(self, name: bytes, size: int) -> bytes:
+        """The 512 bytes. adler32's low half is 1 + the sum of so few bytes, in a fifth of the time of `sum`."""
+        octal = b"%011o\0" % size
+        total = self.sum + (zlib.adler32(name + octal) & 0xFFFF) - 1
+        return b"%b%b%b%b%06o\0 %b" % (name.ljust(100, b"\0"), self.owner, octal, self.time, total, self.rest)

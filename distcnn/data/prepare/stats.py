@@ -34,12 +34,10 @@ class Sums:
         widths = [image.shape[1] for image in images]
         self._add_sizes(min(widths), max(widths), min(heights), max(heights))
         self.gray = self.gray and all(map(is_gray, images))
-        sampled: NDArray[np.uint8] = np.concatenate([_grid(image).reshape(-1, 3) for image in images])  # (n, 3)
-        self.pixels += len(sampled)
-        for channel in range(3):
-            counts = np.bincount(sampled[:, channel], minlength=256)  # (256,)
-            self.total[channel] += int(counts @ _VALUES)
-            self.squares[channel] += int(counts @ _SQUARES)
+        sampled = np.concatenate([_grid(image).reshape(-1) for image in images])  # (3 n,) r g b r g b ...
+        self.pixels += len(sampled) // 3
+        total, squares = _channel_sums(sampled)
+        self._add_sums(total, squares)
 
     def merge(self, other: Sums) -> None:
         """Count in what `other` has counted."""
@@ -48,8 +46,7 @@ class Sums:
         self._add_sizes(other.min_width, other.max_width, other.min_height, other.max_height)
         self.gray = self.gray and other.gray
         self.pixels += other.pixels
-        self.total = [a + b for a, b in zip(self.total, other.total, strict=True)]
-        self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
+        self._add_sums(other.total, other.squares)
 
     def stats(self) -> ImageStats:
         """As the manifest has it: mean and std in [0, 1], 6 digits."""
@@ -74,9 +71,22 @@ class Sums:
         self.max_width = max(self.max_width, max_width)
         self.max_height = max(self.max_height, max_height)
 
+    def _add_sums(self, total: list[int], squares: list[int]) -> None:
+        self.total = [a + b for a, b in zip(self.total, total, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, squares, strict=True)]
 
-_VALUES = np.arange(256, dtype=np.int64)
-_SQUARES = _VALUES**2
+
+ROWS, WIDTH = 256, 96  # 256 squares of 255 stay under 2**24, so float32 adds them exactly, 4 times as fast as integers
+
+
+def _channel_sums(values: NDArray[np.uint8]) -> tuple[list[int], list[int]]:
+    """Exact sums and sums of squares of the R, G and B in `values` (3 n,)."""
+    padded = np.zeros(-(-len(values) // (ROWS * WIDTH)) * ROWS * WIDTH, dtype=np.float32)
+    padded[: len(values)] = values
+    blocks = padded.reshape(-1, ROWS, WIDTH)
+    total = blocks.sum(axis=1).astype(np.int64).reshape(-1, 3).sum(axis=0)
+    squares = np.einsum("brw,brw->bw", blocks, blocks).astype(np.int64).reshape(-1, 3).sum(axis=0)
+    return total.tolist(), squares.tolist()
 
 
 def is_gray(image: Pixels) -> bool:

@@ -3,85 +3,123 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from json.encoder import encode_basestring
 
 from PIL import Image
 
 from distcnn.data.decode import DecodeError, Pixels
 from distcnn.data.manifest import UNLABELLED
-from distcnn.data.prepare.images import Policy, check, load
+from distcnn.data.prepare.images import Checked, Policy, check, load
 from distcnn.data.prepare.packing import Packer
 from distcnn.data.prepare.source import Payload
 from distcnn.data.prepare.stats import Sums
 from distcnn.data.shards import IndexRows, make_index
 
-HOLD_BYTES = 32 << 20  # decoded pixels kept until they are counted together
+HOLD_BYTES = 16 << 20  # decoded pixels kept until they are counted together
+HASH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A sample to be: `name` goes into <key>.json unless it is ''."""
+class Task:
+    """Consecutive samples to be, in columns. A name that is '' gets no <key>.json."""
 
-    key: str
-    name: str
-    label: int
-    payload: Payload
+    keys: list[str]
+    names: list[str]
+    labels: list[int]
+    payloads: list[Payload]
+    root: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
-    """Consecutive samples packed: the bytes of their members, index rows with offsets from 0, what was left out.
+    """Consecutive samples packed: the bytes of their members, index rows with offsets from 0, and what was left out.
 
-    `ends` are the offsets at which the samples end; `hashes` of the encoded images (16 bytes each).
+    `ends`: the offsets at which the samples end. `hashes`: 16 bytes of each encoded image. `good` and `bad`: places
+    in the task; `reasons` why.
     """
 
     tar: bytes
     rows: IndexRows
     ends: list[int]
-    hashes: list[bytes]
-    bad: list[tuple[int, str]]  # (place in the task, reason)
-    sums: Sums = field(default_factory=Sums)
+    hashes: bytes
+    good: list[int]
+    bad: list[int]
+    reasons: list[str]
+    sums: Sums
 
 
-def pack(items: list[Item], policy: Policy, count_pixels: bool) -> Part:
-    """Read, check and pack some samples. Images that cannot be used are in `bad`; nothing is raised for them."""
-    warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
+def pack(task: Task, policy: Policy, count_pixels: bool) -> Part:
+    """Read, check and pack some samples. An image that cannot be used is named in `bad`; nothing is raised for it."""
     packer, sums = Packer(), Sums()
     rows: list[tuple[int, int, int, int, int, str]] = []
     ends: list[int] = []
     hashes: list[bytes] = []
-    bad: list[tuple[int, str]] = []
+    good: list[int] = []
+    bad: list[int] = []
+    reasons: list[str] = []
     held: list[Pixels] = []
     held_bytes = 0
-    for place, item in enumerate(items):
-        try:
-            image = check(load(item.payload), policy)
-        except DecodeError as error:
-            bad.append((place, str(error)))
-            continue
-        height, width = image.pixels.shape[:2]
-        offset = packer.add(item.key, members_of(item, image.data, image.extension), image.extension)
-        rows.append((offset, len(image.data), item.label, width, height, item.key))
-        ends.append(packer.size)
-        hashes.append(hashlib.blake2b(image.data, digest_size=16).digest())
-        if count_pixels:
-            held.append(image.pixels)
-            held_bytes += image.pixels.nbytes
-            if held_bytes > HOLD_BYTES:
-                sums.add(held)
-                held, held_bytes = [], 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for place, (key, name, label) in enumerate(zip(task.keys, task.names, task.labels, strict=True)):
+            image = _checked(task.payloads[place], task.root, policy)
+            if isinstance(image, str):
+                bad.append(place)
+                reasons.append(image)
+                continue
+            data = image.data
+            offset = packer.add(key, members_of(image, name, label), image.extension)
+            height, width = image.pixels.shape[:2]
+            rows.append((offset, len(data), label, width, height, key))
+            ends.append(packer.size)
+            hashes.append(content_hash(data))
+            good.append(place)
+            if count_pixels:
+                held.append(image.pixels)
+                held_bytes += image.pixels.nbytes
+                if held_bytes > HOLD_BYTES:
+                    sums.add(held)
+                    held, held_bytes = [], 0
     sums.add(held)
-    return Part(packer.take(), make_index(rows), ends, hashes, bad, sums)
+    return Part(packer.take(), make_index(rows), ends, b"".join(hashes), good, bad, reasons, sums)
 
 
-def members_of(item: Item, data: bytes, extension: str) -> dict[str, bytes]:
+def hash_payloads(payloads: list[Payload], root: str) -> list[bytes]:
+    """16 bytes of each payload's content; b'' of what cannot be read."""
+    out = []
+    for payload in payloads:
+        try:
+            content = load(payload, root)
+        except DecodeError:
+            out.append(b"")
+            continue
+        out.append(content_hash(content if isinstance(content, bytes) else content.tobytes()))
+    return out
+
+
+def content_hash(data: bytes) -> bytes:
+    """The first 16 bytes of sha256."""
+    return hashlib.sha256(data).digest()[:HASH_BYTES]
+
+
+def members_of(image: Checked, name: str, label: int) -> dict[str, bytes]:
     """The members of a sample by extension: the image, .cls if it has a label, .json if it has a name."""
-    members = {extension: data}
-    if item.label != UNLABELLED:
-        members["cls"] = b"%d" % item.label
-    if item.name:
-        members["json"] = json.dumps({"name": item.name}, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    members = {image.extension: image.data}
+    if label != UNLABELLED:
+        members["cls"] = b"%d" % label
+    if name:
+        members["json"] = f'{{"name": {encode_basestring(name)}}}'.encode("utf-8", "replace")
     return members
+
+
+def _checked(payload: Payload, root: str, policy: Policy) -> Checked | str:
+    """The image, or why it cannot be used."""
+    try:
+        return check(load(payload, root), policy)
+    except DecodeError as error:
+        return str(error)
+    except Exception as error:  # a decoder's own failure on a malformed file: it would fail in training too
+        return f"the decoder failed: {type(error).__name__}: {error}"

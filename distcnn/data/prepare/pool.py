@@ -1,0 +1,99 @@
+"""Worker processes: work in order, a bounded number of tasks under way, no process left when the parent is killed.
+
+Processes, not threads: measured on 2 cores, reading and decoding 32 px images runs at 59,000/s in processes and at
+18,000/s in threads, 128 px at 28,000/s and 18,000/s; 500 px images make no difference.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from types import TracebackType
+from typing import Any, TypeVar
+
+from distcnn.errors import UserError
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+PRELOAD = ["distcnn.data.prepare.work"]  # imported once, by the server that workers are forked from
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def warm_up() -> None:
+    """Start the server that workers are forked from (0.2 s of imports), so that it is ready when they are wanted."""
+    _context()
+    forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+class Pool:
+    """`workers` processes, or none: with 1 worker the caller's process does the work itself."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 1:
+            self._executor = ProcessPoolExecutor(workers, _context(), initializer=_start_worker)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def map(
+        self, function: Callable[..., Result], arguments: Iterator[tuple[Argument, tuple[Any, ...]]]
+    ) -> Iterator[tuple[Argument, Result]]:
+        """(tag, function(*arguments)) for each (tag, arguments), in their order. Raises UserError if a worker dies."""
+        if self._executor is None:
+            for tag, values in arguments:
+                yield tag, function(*values)
+            return
+        waiting: deque[tuple[Argument, Future[Result]]] = deque()
+        try:
+            for tag, values in arguments:
+                waiting.append((tag, self._executor.submit(function, *values)))
+                if len(waiting) > 2 * self.workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory: try again with fewer --workers"
+            ) from error
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker that waits for work would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
