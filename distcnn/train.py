@@ -15,7 +15,7 @@ import torch
 from distcnn import checkpoint
 from distcnn.build import compute_threads, open_dataset
 from distcnn.config import TrainConfig
-from distcnn.console import Advance, Console, percent
+from distcnn.console import Console, percent
 from distcnn.data import keyed
 from distcnn.data.loader import Tile, TileRequest, training_requests
 from distcnn.data.order import EpochOrder
@@ -67,7 +67,7 @@ def train_epoch(job: Job) -> None:
     config, world = job.config, job.runtime.world
     order = epoch_order(job, job.position.epoch)
     lanes = job.config.geometry.lanes_of(world.rank, world.size)
-    title = f"epoch {job.position.epoch + 1}/{config.optim.epochs}"
+    title, text = f"epoch {job.position.epoch + 1}/{config.optim.epochs}", ""
     with job.console.progress(title, order.samples, order.consumed(job.position.step)) as advance:
         job.meter.start()
         for tiles in job.loader.steps(training_requests(order, lanes, job.position.step)):
@@ -78,7 +78,13 @@ def train_epoch(job: Job) -> None:
             for tile in tiles:
                 job.ledger.add(tile.request.ids)
             check_bad_share(job)
-            after_step(job, advance, samples, lr, loss, norm)
+            job.meter.add(loss, samples)
+            if job.position.total % config.run.log_every == 0 or job.position.step == order.steps:
+                text = log_row(job, lr, norm)
+            advance(samples, text)
+            if config.run.checkpoint_every and job.position.total % config.run.checkpoint_every == 0:
+                job.meter.settle(job.losses)
+                save(job)
         job.meter.stop()
 
 
@@ -124,20 +130,12 @@ def forward_seed(seed: int, request: TileRequest) -> int:
     return int(keyed.words(key, seed, request.epoch, keyed.FORWARD)[0] >> np.uint64(1))
 
 
-def after_step(job: Job, advance: Advance, samples: int, lr: float, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """What may follow a step: a row of metrics, a checkpoint, progress."""
-    run, position = job.config.run, job.position
-    job.meter.add(loss, samples)
-    text = ""
-    if position.total % run.log_every == 0:
-        row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)}
-        text = f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"
-        if job.tracker:
-            job.tracker.log({**place(position), **row})
-    advance(samples, text)
-    if run.checkpoint_every and position.total % run.checkpoint_every == 0:
-        job.meter.settle(job.losses)
-        save(job)
+def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
+    """Write a row of metrics; returns what the progress line shows. Waits for the device."""
+    row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)}
+    if job.tracker:
+        job.tracker.log({**place(job.position), **row})
+    return f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"
 
 
 def close_epoch(job: Job) -> Evaluation | None:
