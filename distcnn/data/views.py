@@ -88,6 +88,8 @@ def resize_into(out: Pixels, pixels: Pixels, box: NDArray[np.int64]) -> None:
     if (height, width) == (side, side):
         out[:] = cut_HWC
         return
+    if not cut_HWC.flags.writeable:  # Pillow's pixels; torch warns of them
+        cut_HWC = cut_HWC.copy()
     # The strides of channels_last take the fast path of torch's uint8 kernel.
     cut_NCHW = torch.from_numpy(cut_HWC).permute(2, 0, 1)[None]
     scaled = torch.nn.functional.interpolate(cut_NCHW, size=(side, side), mode="bilinear", antialias=True)
