@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from types import ModuleType
+
 import torch
 from torch import nn
 
@@ -68,9 +71,21 @@ def build_model(config: ModelConfig, classes: int, size: int, seed: int) -> nn.M
     return convert(model, config.batch_norm).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _torchvision_model(config: ModelConfig, classes: int, size: int) -> nn.Module:
-    from torchvision import models
+def torchvision_models() -> ModuleType:
+    """torchvision.models. Raises UserError if torchvision does not match torch and fails at import."""
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise UserError(
+            f"torchvision {importlib.metadata.version('torchvision')} does not match torch {torch.__version__}"
+            f" ({str(error).splitlines()[0]}): install both from one place, with 'uv sync --reinstall' in this folder"
+            " or 'pip install --force-reinstall torch torchvision'"
+        ) from error
+    return models  # type: ignore[no-any-return]
 
+
+def _torchvision_model(config: ModelConfig, classes: int, size: int) -> nn.Module:
+    models = torchvision_models()
     names = [n for n in models.list_models(models) if n not in ("googlenet", "inception_v3")]
     if config.model not in names:
         raise UserError(f"--model {config.model}: not known{nearest(config.model, ['cnn', *names])}")

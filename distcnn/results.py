@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from typing import TYPE_CHECKING, Any
-
-import numpy
-import torch
-import torchvision
 
 from distcnn import __version__, checkpoint
 from distcnn.config import flatten
@@ -21,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
+    """What the run was made with. Read from the installation: importing torchvision would take longer than a step."""
+    packages = ("torch", "torchvision", "accelerate", "numpy", "simplejpeg")
     return {
         "distcnn": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
     }
 
 
