@@ -82,7 +82,8 @@ def _classes_missing(
     for split, labels in sorted(held.items()):
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if missing:
-            lines.append(f"{SPLITS[split]} has no image of {len(missing)} classes ({', '.join(missing[:5])} ...)")
+            some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            lines.append(f"{SPLITS[split]} has no image of {len(missing)} of the {len(classes)} classes: {some}")
     return tuple(lines)
 
 

@@ -18,23 +18,24 @@ def make_keys(source: Source) -> list[str]:
     if not source.named:
         return list(source.names)
     stems = [_stem(name) for name in source.names]
-    if (
-        not UNSAFE.search("".join(stems))
-        and len(set(stems)) == len(stems)
-        and len(max(stems, key=len)) <= MAX_KEY_BYTES
-    ):
-        return stems  # 10 times as fast as one by one
-    keys: list[str] = []
+    shortest, longest = min(map(len, stems), default=0), max(map(len, stems), default=0)
+    if 0 < shortest <= longest <= MAX_KEY_BYTES and len(set(stems)) == len(stems) and not UNSAFE.search("".join(stems)):
+        return stems  # as they are, without looking at each: 10 times as fast
     taken: set[str] = set()
     for number, stem in enumerate(stems):
         key = UNSAFE.sub("_", stem)
         if not key or len(key) > MAX_KEY_BYTES or key in taken:
-            key = f"{key[: MAX_KEY_BYTES - 11]}-{number:010d}"
-        while key in taken:
-            key += "_"
+            key = _numbered(key, number)
+        while key in taken:  # where a name looks like a number that was given
+            number += len(stems)
+            key = _numbered(key[:-11], number)
         taken.add(key)
-        keys.append(key)
-    return keys
+        stems[number % len(stems)] = key
+    return stems
+
+
+def _numbered(key: str, number: int) -> str:
+    return f"{key[: MAX_KEY_BYTES - 11]}-{number:010d}"
 
 
 def _stem(name: str) -> str:

@@ -144,7 +144,14 @@ def _read_columns(opened: Any, file: Path, image: str, label: str) -> tuple[list
 def _images(files: list[Path], column: str) -> Iterator[bytes]:
     """The bytes of each image, b'' for a missing one, a few rows in memory at a time."""
     for file in files:
-        for batch in _open(file).iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+        batches = _open(file).iter_batches(batch_size=BATCH_ROWS, columns=[column])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, ValueError) as error:  # pyarrow's errors are of these
+                raise DataError(f"cannot read {file}: {error}") from error
+            if batch is None:
+                break
             for value in batch.column(0).to_pylist():
                 data = value.get("bytes") if isinstance(value, dict) else value
                 yield data or b""

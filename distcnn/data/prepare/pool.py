@@ -80,10 +80,9 @@ class Pool:
             while waiting:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory: try again with fewer --workers"
-            ) from error
+        except (BrokenProcessPool, MemoryError) as error:
+            what = "ran out of memory" if isinstance(error, MemoryError) else "was killed, perhaps for want of memory"
+            raise UserError(f"a worker process {what}: try again with fewer --workers") from error
 
 
 def _start_worker() -> None:

@@ -121,5 +121,7 @@ def _checked(payload: Payload, root: str, policy: Policy) -> Checked | str:
         return check(load(payload, root), policy)
     except DecodeError as error:
         return str(error)
+    except MemoryError:
+        raise  # says nothing about the image
     except Exception as error:  # a decoder's own failure on a malformed file: it would fail in training too
         return f"the decoder failed: {type(error).__name__}: {error}"
