@@ -134,6 +134,10 @@ class RunConfig:
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 0
     """Steps between checkpoints, besides those at epoch ends. 0: only at epoch ends."""
+    checkpoint_minutes: float = 0.0
+    """Minutes between checkpoints, besides. 0: not by time."""
+    time_limit: float = 0.0
+    """Minutes after which the run saves itself and stops with exit code 75. 0: none."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, besides the best."""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
@@ -174,13 +178,19 @@ class TrainConfig:
 # What may differ between a run and its resumption: none of it changes the trajectory (threads change the last bits).
 FREE_ON_RESUME = frozenset(
     {"output", "resume", "device", "compile", "threads", "decode_threads", "cache", "data", "val_split", "quiet"}
+    | {"checkpoint_minutes", "time_limit"}
     | {"eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "wandb_mode", "wandb_project", "wandb_name"}
 )
+
+ALPHAS = (0.01, 4.0)  # beyond them nothing or everything is mixed, and draws from Beta by rejection take very long
 
 
 def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     """(holds, flag, what is demanded) for every value that has limits."""
     data, model, optim, run = config.data, config.model, config.optim, config.run
+    for name, value in flatten(config).items():
+        text = value if isinstance(value, str) else ""
+        yield text == text.encode("utf-8", "ignore").decode(), name, "must be UTF-8 text"
     batch, tile = optim.global_batch_size, optim.tile_size
     yield data.image_size >= 0, "image_size", "pixels, 0 for the data's own size"
     yield data.crop_padding >= -1, "crop_padding", "pixels, -1 for an eighth of the side"
@@ -199,18 +209,20 @@ def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     yield batch % max(tile, 1) == 0, "global_batch_size", f"must be a multiple of --tile-size {tile}{below} for example"
     yield 0 < optim.lr < float("inf"), "lr", "must be positive"
     yield 0 <= optim.momentum < 1, "momentum", "must be in [0, 1)"
-    yield optim.weight_decay >= 0, "weight_decay", "must be >= 0"
+    yield 0 <= optim.weight_decay < float("inf"), "weight_decay", "must be >= 0"
     yield 0 <= optim.warmup_epochs <= optim.epochs, "warmup_epochs", f"must be between 0 and --epochs {optim.epochs}"
     yield 0 <= optim.label_smoothing < 1, "label_smoothing", "must be in [0, 1)"
-    yield optim.mixup >= 0, "mixup", "must be >= 0"
-    yield optim.cutmix >= 0, "cutmix", "must be >= 0"
+    for name, alpha in (("mixup", optim.mixup), ("cutmix", optim.cutmix)):
+        yield alpha == 0 or ALPHAS[0] <= alpha <= ALPHAS[1], name, f"0 (off), or {ALPHAS[0]} to {ALPHAS[1]}"
     yield 0 <= optim.ema_decay < 1, "ema_decay", "must be in [0, 1)"
-    yield optim.clip_grad_norm >= 0, "clip_grad_norm", "must be >= 0"
+    yield 0 <= optim.clip_grad_norm < float("inf"), "clip_grad_norm", "must be >= 0 (0: not clipped)"
     yield 0 <= run.seed < 2**63, "seed", "must be in [0, 2**63)"
     yield run.threads >= 0, "threads", "must be >= 0 (0: automatic)"
     yield run.eval_every >= 1, "eval_every", "must be >= 1"
     yield run.log_every >= 1, "log_every", "must be >= 1"
     yield run.checkpoint_every >= 0, "checkpoint_every", "must be >= 0 (0: at epoch ends only)"
+    yield run.checkpoint_minutes >= 0, "checkpoint_minutes", "must be >= 0 (0: not by time)"
+    yield run.time_limit >= 0, "time_limit", "minutes, 0 for none"
     yield run.keep_checkpoints >= 1, "keep_checkpoints", "must be >= 1"
 
 
@@ -285,7 +297,9 @@ def to_toml(config: TrainConfig) -> str:
     for group in dataclasses.fields(config):
         lines += ["", f"# {group.name}"]
         part = getattr(config, group.name)
-        lines += [f"{name} = {json.dumps(flatten(config)[name], ensure_ascii=False)}" for name in vars(part)]
+        for name in vars(part):
+            value = json.dumps(flatten(config)[name], ensure_ascii=False)  # TOML's own, but for one character
+            lines.append(f"{name} = {value}".replace("\x7f", "\\u007f"))
     return "\n".join(lines) + "\n"
 
 

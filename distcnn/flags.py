@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,9 @@ import tyro
 from distcnn.errors import UserError
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-_BOX = re.compile(r"[─━│┃╭╮╰╯┌┐└┘├┤┬┴┼]+")
+_CORNERS = ("╭", "╰")
+_HELP_INDENT = (" " * 9,)  # what a flag means stands below it, deeper than its name
+_OMITTED = ("Argument helptext", "For full helptext")
 
 
 def parse(options: Any, argv: Sequence[str], prog: str, description: str | None, default: Any = None) -> Any:
@@ -34,5 +35,13 @@ def parse(options: Any, argv: Sequence[str], prog: str, description: str | None,
 
 
 def _one_line(text: str) -> str:
-    """tyro's box of several lines as one."""
-    return re.sub(r"\s+", " ", _BOX.sub(" ", text)).strip()
+    """The sentences of tyro's box, without its title and the help texts of flags."""
+    sections: list[list[str]] = [[]]
+    for line in text.splitlines():
+        content = line.strip("│").rstrip()
+        if not content.strip(" ─"):
+            sections.append([])
+        elif not content.startswith(_CORNERS + _HELP_INDENT):
+            sections[-1].append(content.strip())
+    spoken = [" ".join(section) for section in sections if section and not section[0].startswith(_OMITTED)]
+    return "; ".join(spoken[:1] + [more[0].lower() + more[1:] for more in spoken[1:]]) or " ".join(text.split())

@@ -27,12 +27,12 @@ def forgotten_processes(environ: Mapping[str, str] | None = None, parent: Sequen
     if not launched_alone_by_accelerate(environ):
         return 0
     words = _parent_words() if parent is None else list(parent)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         match = _NUMBER.fullmatch(word)
         if match:
             number = match[1] or following
-            if number.isdigit() and int(number) > 1:
-                return int(number)
+            if number.isdecimal():
+                return int(number) if int(number) > 1 else 0
     raise UserError(
         "'accelerate launch' on the CPU started one process of several: give it --num_processes on the command line,"
         " or start with 'torchrun --nproc-per-node=N train.py'"

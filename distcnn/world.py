@@ -84,6 +84,11 @@ def read_world(environ: Mapping[str, str] | None = None) -> World:
         raise UserError(f"the launcher's variables contradict each other ({seen}): {error}") from error
 
 
+def torchrun_restarts(environ: Mapping[str, str] | None = None) -> int:
+    """How often torchrun has restarted the processes of this job."""
+    return int((os.environ if environ is None else environ).get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def launched_alone_by_accelerate(environ: Mapping[str, str] | None = None) -> bool:
     """Whether `accelerate launch` was asked for several processes on the CPU, but started this one only.
 
@@ -99,7 +104,7 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
     if text is None:
         return None
     digits = text.split("(")[0].split(",")[0]  # SLURM writes "2(x3)" for 2 tasks on each of 3 nodes
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise UserError(f"{name}={text!r} in the environment is not a number; start with torchrun, accelerate or srun")
     return int(digits)
 
@@ -112,5 +117,5 @@ def wandb_key_present(environ: Mapping[str, str] | None = None) -> bool:
     try:
         host = env.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
         return netrc.netrc(env.get("NETRC") or str(Path.home() / ".netrc")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False

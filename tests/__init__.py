@@ -1,0 +1,1 @@
+"""Tests of distcnn; the folders mirror the package."""

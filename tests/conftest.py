@@ -1,0 +1,25 @@
+"""Data sets for all tests; nothing changes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import make_stripes
+
+
+@pytest.fixture(scope="session")
+def stripes_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """83 training and 37 validation images of 8x8 px, 5 classes: three steps of 32, the last one ragged."""
+    return make_stripes(tmp_path_factory.mktemp("data") / "stripes", 83, 37)
+
+
+@pytest.fixture(scope="session")
+def digits_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as `distcnn train` makes them."""
+    from distcnn.data.prepare import prepare_digits
+
+    root = tmp_path_factory.mktemp("data") / "digits"
+    prepare_digits(root)
+    return root
