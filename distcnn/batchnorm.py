@@ -79,8 +79,11 @@ class TileStatistics:
         return torch.cat(parts).to(torch.float64).mul_(samples)
 
     @torch.no_grad()
-    def apply(self, totals: torch.Tensor, samples: int) -> None:
-        """Move the running values by the sums over the step's tiles, (size,) float64, of `samples` samples in all."""
+    def apply(self, totals: torch.Tensor, samples: int, finite: torch.Tensor) -> None:
+        """Move the running values by the sums over the step's tiles, (size,) float64, of `samples` samples in all.
+
+        Nothing moves unless the scalar `finite` is true: the step is left out.
+        """
         if not self._modules:
             return
         sizes = [m.num_features for m in self._modules] * 2
@@ -89,6 +92,6 @@ class TileStatistics:
         for module, mean, var in zip(self._modules, means_and_vars[:half], means_and_vars[half:], strict=True):
             assert module.running_mean is not None and module.running_var is not None
             assert module.num_batches_tracked is not None and module.momentum is not None
-            module.running_mean.lerp_(mean.to(module.running_mean.dtype), module.momentum)
-            module.running_var.lerp_(var.to(module.running_var.dtype), module.momentum)
+            for running, new in ((module.running_mean, mean), (module.running_var, var)):
+                running.lerp_(torch.where(finite, new.to(running.dtype), running), module.momentum)
             module.num_batches_tracked += 1

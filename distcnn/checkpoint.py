@@ -12,7 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,62 @@ def save(
     sync_folder(parent)
     point(run, "latest", final)
     return final
+
+
+class Writer:
+    """Saves in a thread: `save` copies the state and returns; training waits only while the one before is unfinished.
+
+    A save that fails (disk full, quota) becomes a warning: the old checkpoints stay, and the next save tries again.
+    """
+
+    def __init__(self, run: Path, keep: int, warn: Callable[[str], None]) -> None:
+        self._run, self._keep, self._warn = run, keep, warn
+        self._thread: threading.Thread | None = None
+        self.seconds = 0.0  # that the longest save so far took: how much time the next one needs
+
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, torch.Tensor],
+        ema: Mapping[str, torch.Tensor] | None,
+        trainer: Mapping[str, Any],
+        state: Mapping[str, Any],
+        best: bool = False,
+    ) -> None:
+        """Begin to write checkpoint `step`; with `best`, make it the best one."""
+        self.wait()
+        arguments = (step, _copy(model), _copy(ema), _copy(trainer), _copy(state), best)
+        self._thread = threading.Thread(target=self._work, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _work(self, step: int, model: Any, ema: Any, trainer: Any, state: Any, best: bool) -> None:
+        started = time.monotonic()
+        try:
+            path = save(self._run, step, model, ema, trainer, state)
+            if best:
+                point(self._run, "best", path)
+            prune(self._run, self._keep)
+        except OSError as error:
+            reason = error.strerror or error
+            self._warn(
+                f"checkpoint at step {step} not written ({reason}); the last one stays, the next save tries again"
+            )
+        self.seconds = max(self.seconds, time.monotonic() - started)
+
+
+def _copy(value: Any) -> Any:
+    """A copy on the CPU of nested dicts and lists of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copy(part) for name, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value
 
 
 def point(run: Path, name: str, target: Path) -> None:

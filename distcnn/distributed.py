@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch._C._distributed_c10d import GradBucket
 
 from distcnn.config import RunConfig
 from distcnn.errors import UserError
+from distcnn.optim import skip_unless
 from distcnn.tree import BinaryCounter, tree_sum
 from distcnn.world import World
 
@@ -93,6 +95,19 @@ class Runtime:
         if last:
             for parameter, total in zip(self._parameters, self._gradients.total(), strict=True):
                 parameter.grad = total
+
+    def gradient_norm(self, limit: float) -> torch.Tensor:
+        """The norm of the step's gradient, a scalar on the device; with `limit` > 0 the gradient is scaled to it."""
+        self.accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if limit:
+            nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+        return norm
+
+    def skip_unless(self, optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
+        """Leave out the optimizer's next step unless `finite`. With loss scaling, that has its own way to do so."""
+        if self.accelerator.scaler is None:
+            skip_unless(optimizer, finite)
 
     def add(self, values: torch.Tensor) -> None:
         """Add (n,) float64 of a tile to the sums that `totals` returns."""
@@ -178,6 +193,33 @@ class Runtime:
         total = tree_sum(list(pieces.view(ranks, chunk)))
         dist.all_gather(list(sent.view(ranks, chunk)), total)
         flat.copy_(sent[: flat.numel()])
+
+
+class Flags:
+    """Reads small sums that all ranks have, without making a GPU wait: there, those of LAG steps ago.
+
+    Every rank reads the same values at the same step, so what is decided by them is decided by all.
+    """
+
+    LAG = 2
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._under_way: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+
+    def read(self, values: torch.Tensor) -> list[float]:
+        """The numbers of (n,) `values`; on a GPU those handed in LAG calls ago, at first zeros."""
+        if not self._on_gpu:
+            return values.tolist()
+        copied, event = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.copy_(values, non_blocking=True)
+        event.record()
+        self._under_way.append((event, copied))
+        if len(self._under_way) <= self.LAG:
+            return [0.0] * len(values)
+        event, copied = self._under_way.popleft()
+        event.synchronize()
+        return copied.tolist()
 
 
 def _pair_groups(world: World) -> list[dist.ProcessGroup]:

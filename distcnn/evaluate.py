@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 
 from distcnn.augment import Augment
+from distcnn.console import Advance
 from distcnn.data.loader import Loader, TileRequest
 from distcnn.data.order import evaluation_tiles
 from distcnn.distributed import Runtime
@@ -16,12 +19,20 @@ from distcnn.metrics import Evaluation, rows_of, sort_rows
 
 @torch.inference_mode()
 def evaluate(
-    runtime: Runtime, model: nn.Module, loader: Loader, augment: Augment, tile: int, classes: tuple[str, ...]
-) -> Evaluation:
+    runtime: Runtime,
+    model: nn.Module,
+    loader: Loader,
+    augment: Augment,
+    tile: int,
+    classes: tuple[str, ...],
+    advance: Advance = lambda samples, text: None,
+    give_up: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Evaluate an unwrapped `model` on the loader's whole split. Tile t of `tile` samples goes to rank t mod R.
 
-    No rank waits for another before the end, when the rows are gathered once. Raises DataError if a sample is
-    unreadable or not counted exactly once.
+    No rank waits for another before the end, when the rows are gathered once. `advance` is told of progress over all
+    ranks. If `give_up` becomes true on any rank, the evaluation is abandoned by all: None. Raises DataError if a
+    sample is unreadable or not counted exactly once.
     """
     samples = len(loader.reader)
     tiles = evaluation_tiles(samples, tile)
@@ -31,12 +42,19 @@ def evaluate(
     model.eval()
     rows = [torch.zeros((0, 6), dtype=torch.float64, device=runtime.device)]
     bad_before = len(loader.stats.bad)
+    given_up = False
     for (batch,) in loader.steps(requests):
+        given_up = given_up or give_up()
+        if given_up:
+            break
         x_NCHW, targets = augment(batch, runtime.device, train=False)
         with runtime.accelerator.autocast():
             logits_NK = model(x_NCHW)
         rows.append(rows_of(logits_NK, batch.request.ids, targets.labels))
+        advance(min(len(batch.labels) * runtime.world.size, samples), "")
     model.train(was_training)
+    if runtime.sum_integers(np.array([given_up], dtype=np.int64))[0]:
+        return None
     gathered = sort_rows(runtime.gather_rows(torch.cat(rows).cpu().numpy()))
     bad = int(runtime.sum_integers(np.array([len(loader.stats.bad) - bad_before]))[0])
     if bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
 from distcnn.data.order import EpochOrder
-from distcnn.distributed import Runtime, process_cores
+from distcnn.distributed import Flags, Runtime, process_cores
 from distcnn.ema import Ema
 from distcnn.errors import UserError
 from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
+from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import run_facts
 from distcnn.runfolder import LEDGER, QUARANTINE, append_row, cut_rows, open_run
 from distcnn.state import Identity, Ledger, Position
 from distcnn.tracking import Tracker
-from distcnn.world import World
+from distcnn.world import World, torchrun_restarts
 
 
 @dataclass
@@ -48,12 +50,17 @@ class Job:
     val_loader: Loader
     identity: Identity
     meter: Meter
+    stop: StopRequest
+    writer: checkpoint.Writer  # used by rank 0
+    flags: Flags
     ema: Ema | None = None
     tracker: Tracker | None = None  # rank 0 only
     position: Position = field(default_factory=Position)
     ledger: Ledger = field(default_factory=Ledger)  # rank 0's holds what earlier processes counted, too
     losses: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sum and number of steps since the last row
     best: dict[str, float] = field(default_factory=dict)
+    saved_at: float = field(default_factory=time.monotonic)  # when rank 0 last began a checkpoint
+    bad_steps: int = 0  # left out in a row because something was not finite
 
     @property
     def run(self) -> Path:
@@ -86,7 +93,8 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
     if runtime.world.is_main:
         try:
             found, warnings = open_run(config)
-            answer = {"path": str(found) if found else "", "warnings": warnings}
+            stop = clear_stop_file(config.output, torchrun_restarts())
+            answer = {"path": str(found) if found else "", "warnings": warnings, "stop": stop}
         except UserError as error:
             answer = {"error": str(error)}
     answer = runtime.broadcast(answer)
@@ -95,10 +103,12 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
     console.log_to(config.output / "log.txt")
     for warning in answer["warnings"]:
         console.warn(warning)
+    if answer["stop"]:
+        raise Preempted(f"the file {config.output / STOP_FILE}", saved=True)
     return Path(answer["path"]) if answer["path"] else None
 
 
-def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: Console) -> Job:
+def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: Console, stop: StopRequest) -> Job:
     """Build model, optimizer, loaders. Nothing is read from a checkpoint yet."""
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
@@ -125,6 +135,9 @@ def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: 
         val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu),
         identity=Identity.of(fingerprint, config.run.seed, config.geometry, config.data.window_shards),
         meter=Meter(loader.stats),
+        stop=stop,
+        writer=checkpoint.Writer(config.output, config.run.keep_checkpoints, console.warn),
+        flags=Flags(runtime.device),
         ema=ema,
     )
 
@@ -160,10 +173,10 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
     job.loader.on_bad = job.val_loader.on_bad = note_bad
     if not job.is_main:
         return
-    cut_rows(job.run / LEDGER, "epoch", job.position.epoch - 1)
+    cut_rows(job.run / LEDGER, lambda row: row["epoch"] < job.position.epoch)
     wandb_id = checkpoint.load(resumed).state["wandb_id"] if resumed else ""
     settings = flatten(config) | {"fingerprint": job.identity.fingerprint, "world_size": world.size}
-    job.tracker = Tracker(job.run, config.run, settings, job.position.total, wandb_id, job.console.warn)
+    job.tracker = Tracker(job.run, config.run, settings, job.position, wandb_id, job.console.warn)
     parameters = sum(p.numel() for p in job.model.parameters())
     geometry, processes = config.geometry, "1 process" if world.size == 1 else f"{world.size} processes"
     job.console.say(
@@ -177,15 +190,14 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
         )
 
 
-def save(job: Job) -> None:
-    """Write a checkpoint on rank 0. A full disk is a warning: the old checkpoint stays, the next save tries again."""
+def save(job: Job, best: bool = False) -> None:
+    """Begin to write a checkpoint on rank 0. A full disk is a warning: the old one stays, the next save tries again."""
     ledger = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
     if not job.is_main:
         return
-    position = job.position
     state = {
         "identity": dataclasses.asdict(job.identity),
-        "position": dataclasses.asdict(position),
+        "position": dataclasses.asdict(job.position),
         "ledger": dataclasses.asdict(ledger),
         "losses": job.losses,
         "best": job.best,
@@ -195,10 +207,5 @@ def save(job: Job) -> None:
     scaler = job.runtime.accelerator.scaler
     trainer = {"optimizer": job.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
     ema = job.ema.model.state_dict() if job.ema else None
-    try:
-        checkpoint.save(job.run, position.total, job.model.state_dict(), ema, trainer, state)
-        checkpoint.prune(job.run, job.config.run.keep_checkpoints)
-    except OSError as error:
-        job.console.warn(
-            f"checkpoint at step {position.total} not written ({error.strerror or error}); the last one stays"
-        )
+    job.saved_at = time.monotonic()
+    job.writer.save(job.position.total, job.model.state_dict(), ema, trainer, state, best)

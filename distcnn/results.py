@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from distcnn import __version__, checkpoint
 from distcnn.config import flatten
 from distcnn.console import duration, percent
+from distcnn.errors import EXIT_PREEMPTED
 from distcnn.metrics import Evaluation
+from distcnn.preempt import Preempted
 from distcnn.runfolder import RESULTS
 
 if TYPE_CHECKING:
@@ -66,6 +68,29 @@ def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str,
             job.tracker.close({name: value for name, value in results.items() if isinstance(value, str | int | float)})
     show(job, results, f"finished: {job.run}")
     return results
+
+
+def report_stopped(job: Job, request: Preempted, seconds: float) -> None:
+    """Say where a run that was asked to stop stands, for the person and for the launch scripts (results.json)."""
+    at = job.position
+    if job.is_main:
+        checkpoint.write_json(
+            job.run / RESULTS,
+            {
+                "status": "stopped",
+                "reason": request.reason,
+                "saved": request.saved,
+                "epoch": at.epoch,
+                "step": at.total,
+                "exit_code": EXIT_PREEMPTED,
+                "wall_seconds": round(seconds, 3),
+                "world_size": job.runtime.world.size,
+            },
+        )
+        if job.tracker:
+            job.tracker.close()
+    saved = f"saved at step {at.total}" if request.saved else "no time to save: the last checkpoint stands"
+    job.console.say(f"stopped ({request.reason}), {saved}; the same command goes on from there (exit code 75)")
 
 
 def report_known(job: Job) -> dict[str, Any]:

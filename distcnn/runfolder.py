@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_rows(path: Path, name: str, last: int) -> None:
-    """Drop the rows whose `name` is beyond `last`: a resumed run writes them again."""
-    rows = read_rows(path)
-    kept = [row for row in rows if row[name] <= last]
+def cut_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the rows that `keep` does not want: a resumed run writes them again."""
+    kept = [row for row in read_rows(path) if keep(row)]
     if path.exists():
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode())

@@ -10,6 +10,7 @@ from typing import Any
 
 from distcnn.config import RunConfig
 from distcnn.runfolder import METRICS, append_row, cut_rows
+from distcnn.state import Position
 from distcnn.world import wandb_key_present
 
 FINISH_SECONDS = 30.0
@@ -24,12 +25,12 @@ class Tracker:
         run: Path,
         config: RunConfig,
         settings: Mapping[str, Any],
-        step: int,
+        position: Position,
         wandb_id: str,
         warn: Callable[[str], None],
     ) -> None:
         self._path = run / METRICS
-        cut_rows(self._path, "step", step)
+        cut_rows(self._path, lambda row: (row["epoch"], row["step"]) <= (position.epoch, position.total))
         self._wandb = None
         if config.wandb_mode != "disabled":
             self._wandb = WandbMirror(run, config, settings, wandb_id, warn)

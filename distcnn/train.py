@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from distcnn import checkpoint
 from distcnn.build import compute_threads, open_dataset
 from distcnn.config import TrainConfig
 from distcnn.console import Console, percent
@@ -20,46 +19,66 @@ from distcnn.data import keyed
 from distcnn.data.loader import Tile, TileRequest, training_requests
 from distcnn.data.order import EpochOrder
 from distcnn.distributed import Runtime, process_cores
-from distcnn.errors import DataError
+from distcnn.errors import DataError, UserError
 from distcnn.evaluate import evaluate
 from distcnn.job import Job, begin_tracking, build_job, check_lanes, claim_run, restore, save
 from distcnn.losses import loss_sum
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
-from distcnn.results import finish, report_known
+from distcnn.preempt import Preempted, StopRequest
+from distcnn.results import finish, report_known, report_stopped
 from distcnn.runfolder import LEDGER, QUARANTINE, append_row
 from distcnn.state import Ledger, Position
 from distcnn.world import World
 
 MAX_BAD_SHARE = 0.01  # of the samples seen by a rank; beyond it the run stops
+MAX_BAD_STEPS = 10  # in a row that are not finite; then the run stops
+EVALUATION_TILE = 32
+
+
+class NotFinite(UserError):
+    """Training has diverged."""
 
 
 def train(config: TrainConfig, world: World) -> dict[str, Any]:
     """Train as `config` says, resuming where the run folder stopped; returns what results.json holds.
 
-    Raises UserError for whatever the user can mend, before anything is changed.
+    Raises UserError for whatever the user can mend, before anything is changed, and Preempted when it was asked to
+    stop and has saved itself.
     """
     started = time.monotonic()
     console = Console(world.is_main, config.run.quiet)
     dataset = open_dataset(config, world)
     check_lanes(config, world, console)
-    runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
+    with StopRequest(config.output, world.is_main, 60 * config.run.time_limit) as stop:
+        runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
+        try:
+            resume_from = claim_run(config, runtime, console)
+            job = build_job(config, dataset, runtime, console, stop)
+            restore(job, resume_from)
+            if job.position.epoch >= config.optim.epochs:
+                return report_known(job)
+            begin_tracking(job, resume_from)
+            return run_epochs(job, started)
+        finally:
+            runtime.close()
+
+
+def run_epochs(job: Job, started: float) -> dict[str, Any]:
+    """From the position to the end of the run."""
+    evaluation = None
     try:
-        resume_from = claim_run(config, runtime, console)
-        job = build_job(config, dataset, runtime, console)
-        restore(job, resume_from)
-        if job.position.epoch >= config.optim.epochs:
-            return report_known(job)
-        begin_tracking(job, resume_from)
-        evaluation = None
-        while job.position.epoch < config.optim.epochs:
+        while job.position.epoch < job.config.optim.epochs:
             train_epoch(job)
             evaluation = close_epoch(job)
+        return finish(job, evaluation, time.monotonic() - started)
+    except Preempted as request:
+        report_stopped(job, request, time.monotonic() - started)
+        raise
+    finally:
+        job.writer.wait()
         job.loader.close()
         job.val_loader.close()
-        return finish(job, evaluation, time.monotonic() - started)
-    finally:
-        runtime.close()
 
 
 def train_epoch(job: Job) -> None:
@@ -73,7 +92,7 @@ def train_epoch(job: Job) -> None:
         for tiles in job.loader.steps(training_requests(order, lanes, job.position.step)):
             samples = sum(order.tile_sizes(job.position.step))
             lr = job.schedule(job.position.total)
-            loss, norm = train_step(job, tiles, samples, lr)
+            loss, norm, flags = train_step(job, tiles, samples, lr)
             job.position = job.position.advance(samples)
             for tile in tiles:
                 job.ledger.add(tile.request.ids)
@@ -82,16 +101,17 @@ def train_epoch(job: Job) -> None:
             if job.position.total % config.run.log_every == 0 or job.position.step == order.steps:
                 text = log_row(job, lr, norm)
             advance(samples, text)
-            if config.run.checkpoint_every and job.position.total % config.run.checkpoint_every == 0:
-                job.meter.settle(job.losses)
-                save(job)
+            if job.position.step < order.steps:  # after the last step the epoch's end decides
+                obey(job, flags)
         job.meter.stop()
 
 
-def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     """One optimizer step on this rank's tiles of a step of `samples` samples over all ranks.
 
-    Returns the step's mean loss and the gradient's norm, two scalars on the device that nobody has waited for.
+    Returns the step's mean loss and the gradient's norm, two scalars on the device that nobody has waited for, and
+    the flags that all ranks agree on: how many want to stop, whether to save, whether the step was left out. A step
+    whose loss or gradient is not finite changes nothing.
     """
     runtime = job.runtime
     for tile in tiles:
@@ -104,17 +124,61 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
                 logits_NK = job.wrapped(x_NCHW)
             loss = loss_sum(logits_NK.float(), targets, job.config.optim.label_smoothing) / samples
             runtime.backward(loss, last)
-        runtime.add(torch.cat([loss.detach().to(torch.float64)[None], job.statistics.collect(seen)]))
+        wishes = torch.tensor([wants_stop(job), wants_save(job)] if last else [0.0, 0.0], dtype=torch.float64)
+        mine = [loss.detach().to(torch.float64)[None], wishes.to(loss.device), job.statistics.collect(seen)]
+        runtime.add(torch.cat(mine))
     totals = runtime.totals()
-    limit = job.config.optim.clip_grad_norm
-    norm = runtime.accelerator.clip_grad_norm_(job.model.parameters(), limit or float("inf"))
+    norm = runtime.gradient_norm(job.config.optim.clip_grad_norm)
+    finite = torch.isfinite(norm) & torch.isfinite(totals[0])
     set_learning_rate(job.optimizer, lr)
+    runtime.skip_unless(job.optimizer, finite)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    job.statistics.apply(totals[1:], samples)
+    job.statistics.apply(totals[3:], samples, finite)
     if job.ema:
         job.ema.update(job.model)
-    return totals[0], norm
+    return totals[0], norm, job.flags.read(torch.stack([totals[1], totals[2], (~finite).to(torch.float64)]))
+
+
+def wants_stop(job: Job) -> float:
+    """1 if this rank was asked to stop."""
+    return float(job.stop.wanted(job.writer.seconds))
+
+
+def wants_save(job: Job) -> float:
+    """1 if rank 0 finds that it is time for a checkpoint by the clock."""
+    minutes = job.config.run.checkpoint_minutes
+    return float(job.is_main and minutes > 0 and time.monotonic() - job.saved_at >= 60 * minutes)
+
+
+def obey(job: Job, flags: list[float]) -> None:
+    """Do what all ranks have agreed on: stop (raises Preempted), or save, or give up on what is not finite."""
+    stop, wanted, left_out = flags
+    every = job.config.run.checkpoint_every
+    job.bad_steps = job.bad_steps + 1 if left_out else 0
+    if job.bad_steps >= MAX_BAD_STEPS:
+        raise NotFinite(
+            f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {job.position.total} of"
+            f" epoch {job.position.epoch + 1}: lower --lr, set --clip-grad-norm, or check the data; the weights of"
+            " the last checkpoint are good"
+        )
+    if stop:
+        stop_here(job)
+    elif wanted or (every and job.position.total % every == 0):
+        job.meter.settle(job.losses)
+        save(job)
+
+
+def stop_here(job: Job) -> NoReturn:
+    """Save if there is time for it, wait until it is written, and raise Preempted. All ranks call it together."""
+    reason = job.stop.reason or "another process was asked to stop"
+    can_save = job.runtime.sum_integers(np.array([not job.stop.can_save(job.writer.seconds)]))[0] == 0
+    if can_save:
+        job.meter.settle(job.losses)
+        save(job)
+        job.writer.wait()
+    job.runtime.barrier()
+    raise Preempted(reason, bool(can_save))
 
 
 def blank(tile: Tile) -> Tile:
@@ -139,44 +203,61 @@ def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
 
 
 def close_epoch(job: Job) -> Evaluation | None:
-    """Prove the epoch, evaluate, save, and step into the next. Returns the evaluation, or None if none was due."""
+    """Prove the epoch, evaluate, save, and step into the next. Returns the evaluation, or None if none was due.
+
+    A stop that is asked for before or during the evaluation is obeyed at the epoch's last step: the evaluation is
+    then the first thing that the resumed run does.
+    """
     epoch, config = job.position.epoch, job.config
     total = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
     row = total.row(epoch, len(job.loader.reader))
     if not row["exactly_once"]:
         raise RuntimeError(f"epoch {epoch} was not exactly once: {row}; this is a defect of distcnn, please report it")
+    if any_rank(job, bool(wants_stop(job))):
+        stop_here(job)
+    evaluation = None
+    if (epoch + 1) % config.run.eval_every == 0 or epoch + 1 == config.optim.epochs:
+        evaluation = evaluate_now(job)
     if job.is_main:
         append_row(job.run / LEDGER, row)
     job.ledger = Ledger()
     job.position = job.position.next_epoch()
-    evaluation = None
-    if (epoch + 1) % config.run.eval_every == 0 or epoch + 1 == config.optim.epochs:
-        evaluation = evaluate_now(job)
-    save(job)
-    if job.is_main and job.best.get("epoch") == epoch:
-        checkpoint.point(job.run, "best", job.run / checkpoint.FOLDER / f"step_{job.position.total:08d}")
+    if evaluation:
+        note_evaluation(job, evaluation)
+    save(job, best=job.best.get("epoch") == epoch)
     return evaluation
 
 
 def evaluate_now(job: Job) -> Evaluation:
-    """Evaluate the averaged weights, or the trained ones where nothing is averaged, and note whether they are best."""
-    config, epoch = job.config, job.position.epoch - 1
+    """Evaluate the averaged weights, or the trained ones where nothing is averaged."""
     model = job.ema.model if job.ema else job.model
-    begun = time.monotonic()
-    found = evaluate(
-        job.runtime, model, job.val_loader, job.augment, max(config.optim.tile_size, 32), job.dataset.classes
-    )
-    values = found.summary()
+    tile = max(job.config.optim.tile_size, EVALUATION_TILE)
+    classes = job.dataset.classes
+    with job.console.progress("evaluation", len(job.val_loader.reader)) as advance:
+        found = evaluate(
+            job.runtime, model, job.val_loader, job.augment, tile, classes, advance, lambda: bool(wants_stop(job))
+        )
+    if found is None:
+        stop_here(job)
+    return found
+
+
+def note_evaluation(job: Job, found: Evaluation) -> None:
+    """Write the metrics, and note whether they are the best so far."""
+    epoch, values = job.position.epoch - 1, found.summary()
     if values["top1"] > job.best.get("top1", -1.0):
         job.best = {"epoch": epoch, "top1": values["top1"], "step": job.position.total}
     if job.tracker:
         job.tracker.log({**place(job.position), **{f"val/{name}": value for name, value in values.items()}})
     job.console.say(
-        f"epoch {epoch + 1}/{config.optim.epochs}  val top-1 {percent(values['top1'])}"
+        f"epoch {epoch + 1}/{job.config.optim.epochs}  val top-1 {percent(values['top1'])}"
         f" [{percent(values['top1_low'])}, {percent(values['top1_high'])}]  loss {values['loss']:.4f}"
-        f"  ({found.samples} images in {time.monotonic() - begun:.1f} s)"
     )
-    return found
+
+
+def any_rank(job: Job, mine: bool) -> bool:
+    """Whether it is so on any rank."""
+    return bool(job.runtime.sum_integers(np.array([mine], dtype=np.int64))[0])
 
 
 def place(position: Position) -> dict[str, int]:

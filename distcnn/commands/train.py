@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from distcnn.config import TrainConfig, parse_train
+from distcnn.errors import EXIT_PREEMPTED
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
@@ -14,7 +15,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 
 
 def run(options: TrainConfig) -> int:
-    """Train; 0 when the run is complete."""
+    """Train; 0 when the run is complete, 75 when it was asked to stop and has saved itself."""
     from distcnn.launchers import become_torchrun, forgotten_processes
     from distcnn.world import read_world
 
@@ -23,7 +24,11 @@ def run(options: TrainConfig) -> int:
         become_torchrun(processes, sys.argv)
     world = read_world()
 
+    from distcnn.preempt import Preempted
     from distcnn.train import train
 
-    train(options, world)
+    try:
+        train(options, world)
+    except Preempted:
+        return EXIT_PREEMPTED
     return 0

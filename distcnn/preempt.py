@@ -1,0 +1,102 @@
+"""Being asked to stop: by a signal, a stop file, or the clock. All ranks stop after the same step, saved, exit code 75.
+
+Who asks: SIGTERM, SIGUSR1, SIGUSR2 or a first SIGINT to any rank; a file called `stop` in the run folder (what a batch
+script's trap writes, since torchrun passes on SIGTERM alone); `--time-limit`. The wish of one rank travels with a sum
+that every step makes anyway, so that all agree. A second SIGINT ends the process at once. Whatever else happens, a
+process ends GRACE_SECONDS after a SIGTERM: schedulers send SIGKILL soon after, and an end of one's own is cleaner.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from distcnn.errors import EXIT_PREEMPTED
+
+STOP_FILE = "stop"
+LOOK_SECONDS = 1.0
+GRACE_SECONDS = 28.0  # torchrun kills its workers 30 s after a SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Preempted(Exception):
+    """Training has stopped on request; everything is saved (or, where `saved` is false, the last checkpoint stands)."""
+
+    def __init__(self, reason: str, saved: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.saved = reason, saved
+
+
+class StopRequest:
+    """Notes that this process is asked to stop. A context manager: the handlers are those of before afterwards."""
+
+    def __init__(self, run: Path, looks_for_file: bool, time_limit_seconds: float = 0.0) -> None:
+        self.reason = ""
+        self._file = run / STOP_FILE
+        self._looks = looks_for_file
+        self._limit = time_limit_seconds
+        self._started = time.monotonic()
+        self._term_at: float | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._closed = threading.Event()
+
+    def __enter__(self) -> StopRequest:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._on_signal)
+        if self._looks:
+            threading.Thread(target=self._look, name="stop-file", daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._closed.set()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wanted(self, save_seconds: float = 0.0) -> bool:
+        """Whether to stop now. `save_seconds`: what a save takes; it must fit in before the time limit."""
+        if not self.reason and self._limit and self._elapsed() + 2 * save_seconds + 1 > self._limit:
+            self.reason = f"--time-limit: {self._elapsed():.0f} s of {self._limit:.0f} s have passed"
+        return bool(self.reason)
+
+    def can_save(self, save_seconds: float) -> bool:
+        """Whether a save that takes so long would end before the process must."""
+        if self._term_at is not None:
+            return time.monotonic() - self._term_at + save_seconds < GRACE_SECONDS
+        return not self._limit or self._elapsed() + save_seconds < self._limit
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            os._exit(130)
+        self.reason = self.reason or name
+        if number == signal.SIGTERM and self._term_at is None:
+            self._term_at = time.monotonic()
+            timer = threading.Timer(GRACE_SECONDS, lambda: os._exit(EXIT_PREEMPTED))
+            timer.daemon = True
+            timer.start()
+
+    def _look(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            if self._file.exists():
+                self.reason = self.reason or f"the file {self._file}"
+                return
+
+
+def clear_stop_file(run: Path, restarts: int) -> bool:
+    """Remove a stop file of an earlier run; rank 0 calls it at the start. True if it asks this run to stop at once.
+
+    A process that torchrun has restarted (`restarts` > 0) obeys it: it was written for the job that goes on.
+    """
+    file = run / STOP_FILE
+    if restarts and file.exists():
+        return True
+    file.unlink(missing_ok=True)
+    return False
