@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -223,6 +224,8 @@ def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     yield run.checkpoint_every >= 0, "checkpoint_every", "must be >= 0 (0: at epoch ends only)"
     yield run.checkpoint_minutes >= 0, "checkpoint_minutes", "must be >= 0 (0: not by time)"
     yield run.time_limit >= 0, "time_limit", "minutes, 0 for none"
+    for name, value in flatten(config).items():
+        yield not isinstance(value, float) or math.isfinite(value), name, "must be finite"
     yield run.keep_checkpoints >= 1, "keep_checkpoints", "must be >= 1"
 
 

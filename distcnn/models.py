@@ -19,7 +19,8 @@ SMALL_STEM_BELOW = 64  # pixels
 class SimpleCNN(nn.Module):
     """The CNN of the tutorials: blocks of convolution, norm, activation and pooling, then one or two linear layers.
 
-    Takes (n, 3, size, size) float32, gives (n, classes) logits. Each block halves the side while it is above 1.
+    Takes (n, 3, size, size) float32, gives (n, classes) logits. Each block halves the side while it is above 1
+    (of an odd side pooling leaves out the last row; a stride does not).
     """
 
     def __init__(self, config: ModelConfig, classes: int, size: int) -> None:
@@ -28,7 +29,7 @@ class SimpleCNN(nn.Module):
         inputs, side = 3, size
         for outputs in config.channels:
             blocks.append(_block(config, inputs, outputs, halve=side > 1))
-            inputs, side = outputs, max(side // 2, 1)
+            inputs, side = outputs, -(-side // 2) if config.pooling == "stride" else max(side // 2, 1)
         self.features = nn.Sequential(*blocks)
         flat = inputs * side * side
         head: list[nn.Module] = [nn.Flatten()]

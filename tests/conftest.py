@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support import make_stripes
+
+torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -69,10 +69,12 @@ FLAGS: dict[str, Any] = {
     "eval_every": 1,
     "log_every": 10,
     "checkpoint_every": 0,
+    "checkpoint_minutes": 0.0,
     "keep_checkpoints": 2,
     "wandb_mode": "online",
     "wandb_project": "distcnn",
     "wandb_name": "",
+    "time_limit": 0.0,
     "quiet": False,
 }
 
@@ -85,6 +87,7 @@ ALL_CHANGED = shlex.split(
     " --warmup-epochs 2 --schedule linear --label-smoothing 0.1 --mixup 0.2 --cutmix 1 --ema-decay 0.999"
     " --clip-grad-norm 1.5 --output out --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16"
     " --compile --reduction ddp --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5"
+    " --checkpoint-minutes 9 --time-limit 8"
     " --wandb-mode disabled --wandb-project p --wandb-name n --quiet"
 )
 
@@ -215,6 +218,8 @@ def test_every_limit_is_tried_from_both_sides() -> None:
         ("cutmix", [0.0, 0.01, 4.0], [-0.1, 0.009, 4.1]),
         ("weight_decay", [0.0, 10.0], [-1e-9, float("inf"), float("nan")]),
         ("warmup_epochs", [0.0, 20.0], [-0.1, 20.1]),
+        ("time_limit", [0.0, 1e-3], [-1.0, float("inf")]),
+        ("checkpoint_minutes", [0.0, 1e-3], [-1.0, float("nan"), float("inf")]),
         ("hidden", [0, 1], [-1]),
         ("eval_every", [1], [0]),
         ("log_every", [1], [0]),

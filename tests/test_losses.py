@@ -1,0 +1,47 @@
+# N batch, K classes
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, one_hot
+
+from distcnn.augment import Targets
+from distcnn.losses import loss_sum
+
+LABELS, PARTNERS = torch.tensor([0, 2, 1, 2]), torch.tensor([2, 2, 0, 1])
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def soft_targets(share: float, smoothing: float) -> torch.Tensor:
+    """(n, K): what mixing and smoothing make of the labels."""
+    hard_NK = share * one_hot(LABELS, 3).double() + (1 - share) * one_hot(PARTNERS, 3).double()
+    return hard_NK * (1 - smoothing) + smoothing / 3
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.5, 0.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_it_is_the_cross_entropy_against_soft_targets(share: float, smoothing: float) -> None:
+    targets = Targets(LABELS, PARTNERS, share, torch.ones(4))
+    expected = -(soft_targets(share, smoothing) * logits().log_softmax(1)).sum()
+    assert torch.allclose(loss_sum(logits(), targets, smoothing), expected, rtol=1e-12)
+
+
+def test_it_is_a_sum_and_a_sample_of_weight_0_counts_for_nothing() -> None:
+    weights = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    given = logits().requires_grad_()
+    loss = loss_sum(given, Targets(LABELS, LABELS, 1.0, weights))
+    loss.backward()
+    assert torch.allclose(loss, cross_entropy(logits()[::2], LABELS[::2], reduction="sum"))
+    assert given.grad is not None and (given.grad[1::2] == 0).all() and (given.grad[::2] != 0).all()
+
+
+def test_a_mean_over_uneven_tiles_is_the_mean_over_all_samples() -> None:
+    whole = cross_entropy(logits(), LABELS)
+    parts = [
+        loss_sum(logits()[a:b], Targets(LABELS[a:b], LABELS[a:b], 1.0, torch.ones(b - a))) / 4
+        for a, b in [(0, 3), (3, 4)]
+    ]
+    assert torch.allclose(parts[0] + parts[1], whole, rtol=1e-12)
