@@ -41,8 +41,9 @@ def from_npz(file: Path) -> Source:
     unlabelled. Raises DataError naming the array and what is wrong with it. Nothing is unpickled.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with file.open("rb") as opened:
+            archive = np.load(opened, allow_pickle=False)
+            arrays = {name: archive[name] for name in archive.files}  # a lone .npy has no files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise DataError(f"cannot read {file} as .npz without unpickling: {error}") from error
     parts = []

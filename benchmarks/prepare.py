@@ -1,0 +1,133 @@
+"""How fast `prepare folder` is, beside a loop that only reads and decodes the same files with as many processes.
+
+    python benchmarks/prepare.py FOLDER [FOLDER ...] [--runs 5] [--workers N] [--scratch DIR]
+
+Each run measures both, one after the other, files warm in the page cache. `prepare` is timed from listing the folder
+to the published data set, synced to the disk; the loop has its list of files given. Imports and the start of the
+workers are in neither; the whole command, with them, is timed at the end, and there the memory of all its processes
+together (proportional set size, sampled) is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from distcnn.data.decode import DecodeError, decode
+from distcnn.data.prepare.build import Settings, build
+from distcnn.data.prepare.folders import find_images, from_folder
+from distcnn.data.prepare.pool import usable_cores, warm_up
+
+CHUNK = 256
+
+
+def read_and_decode(paths: list[str]) -> int:
+    """The reference: what any reader of these files has to do."""
+    pixels = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            data = file.read()
+        try:
+            pixels += decode(data).size
+        except DecodeError:
+            continue
+    return pixels
+
+
+def time_loop(executor: ProcessPoolExecutor, paths: list[str]) -> float:
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    start = time.perf_counter()
+    for _ in executor.map(read_and_decode, chunks):
+        pass
+    return time.perf_counter() - start
+
+
+def time_prepare(folder: Path, scratch: Path, workers: int) -> float:
+    output = scratch / "prepared"
+    shutil.rmtree(output, ignore_errors=True)
+    warm_up()
+    start = time.perf_counter()
+    build(from_folder(folder), output, Settings(workers=workers))
+    return time.perf_counter() - start
+
+
+def run_command(folder: Path, scratch: Path, workers: int) -> tuple[float, float]:
+    """(seconds, MB at the peak) of the whole command, with all its processes."""
+    output = scratch / "prepared"
+    shutil.rmtree(output, ignore_errors=True)
+    words = ["prepare", "folder", str(folder), "--output", str(output), "--workers", str(workers)]
+    start = time.perf_counter()
+    run = subprocess.Popen([sys.executable, "-m", "distcnn", *words], stdout=subprocess.DEVNULL, start_new_session=True)
+    peak = 0.0
+    while run.poll() is None:
+        peak = max(peak, memory_of(run.pid))
+        time.sleep(0.05)
+    if run.returncode:
+        sys.exit(f"{' '.join(words)} failed")
+    return time.perf_counter() - start, peak
+
+
+def memory_of(session: int) -> float:
+    """MB that the processes of a session take together, shared pages counted once."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
+                lines = (entry / "smaps_rollup").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, StopIteration):
+            continue
+    return total / 1024
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} .. {max(values):,.0f})"
+
+
+def measure(folder: Path, runs: int, workers: int, scratch: Path) -> None:
+    found = find_images(folder)
+    paths = [f"{folder}/{path}" for path in found.paths]
+    loop, prepared = [], []
+    with ProcessPoolExecutor(workers, get_context("forkserver")) as executor:
+        for number in range(runs + 1):
+            one, two = time_loop(executor, paths), time_prepare(folder, scratch, workers)
+            if number:  # the first warms caches and workers
+                loop.append(len(paths) / one)
+                prepared.append(len(paths) / two)
+    ratios = [two / one for one, two in zip(loop, prepared, strict=True)]
+    seconds, peak = run_command(folder, scratch, workers)
+    print(f"{folder.name}: {len(paths):,} images, {found.sizes.sum() / len(paths):,.0f} bytes each")
+    print(f"  read and decode: {spread(loop)} images/s")
+    print(f"  prepare folder:  {spread(prepared)} images/s")
+    print(f"  prepare / loop:  {statistics.median(ratios):.0%} ({min(ratios):.0%} .. {max(ratios):.0%})")
+    print(f"  whole command:   {seconds:.2f} s, {peak:,.0f} MB at the peak in all its processes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    print(
+        f"{options.workers} processes, {platform.machine()}, Python {platform.python_version()},"
+        f" median (least .. most) of {options.runs} runs, load before: {os.getloadavg()[0]:.1f}"
+    )
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        for folder in options.folders:
+            measure(folder, options.runs, options.workers, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()
