@@ -87,7 +87,7 @@ class TileStatistics:
         if not self._modules:
             return
         sizes = [m.num_features for m in self._modules] * 2
-        means_and_vars = torch.split((totals / samples).to(torch.float32), sizes)
+        means_and_vars = torch.split(totals / samples, sizes)
         half = len(self._modules)
         for module, mean, var in zip(self._modules, means_and_vars[:half], means_and_vars[half:], strict=True):
             assert module.running_mean is not None and module.running_var is not None

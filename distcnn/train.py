@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -40,9 +41,10 @@ class NotFinite(UserError):
     """Training has diverged."""
 
 
-def train(config: TrainConfig, world: World) -> dict[str, Any]:
+def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None = None) -> dict[str, Any]:
     """Train as `config` says, resuming where the run folder stopped; returns what results.json holds.
 
+    `watch` is handed the job before the first step, to look on (as `distcnn verify` does).
     Raises UserError for whatever the user can mend, before anything is changed, and Preempted when it was asked to
     stop and has saved itself.
     """
@@ -59,6 +61,8 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
             if job.position.epoch >= config.optim.epochs:
                 return report_known(job)
             begin_tracking(job, resume_from)
+            if watch:
+                watch(job)
             return run_epochs(job, started)
         finally:
             runtime.close()
@@ -122,7 +126,7 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         with runtime.tile(job.wrapped, last):
             with runtime.accelerator.autocast():
                 logits_NK = job.wrapped(x_NCHW)
-            loss = loss_sum(logits_NK.float(), targets, job.config.optim.label_smoothing) / samples
+            loss = loss_sum(logits_NK, targets, job.config.optim.label_smoothing) / samples
             runtime.backward(loss, last)
         wishes = torch.tensor([wants_stop(job), wants_save(job)] if last else [0.0, 0.0], dtype=torch.float64)
         mine = [loss.detach().to(torch.float64)[None], wishes.to(loss.device), job.statistics.collect(seen)]
