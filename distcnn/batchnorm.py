@@ -5,10 +5,15 @@ running mean and variance: a module only notes the tile's statistics, and once p
 all tiles of all processes moves the running values. So they are the same in every process at every step, and the same
 from any number of processes (with the tree reduction, to the bit).
 
+`sync` takes the statistics over the tiles that all processes compute at the same time (torch's SyncBatchNorm does the
+same): larger batches for the statistics, but then they depend on the number of processes.
+
 Weights, buffers and names are those of torch.nn.BatchNorm2d: checkpoints load into plain torchvision models.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -40,6 +45,30 @@ class TileBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+class SyncBatchNorm2d(TileBatchNorm2d):
+    """Normalises by the statistics of the tiles that all processes are computing, weighted by their samples."""
+
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]  # differentiable
+    counts: bool  # false while a blank tile stands in for none
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) -> the same shape. Every rank must call it equally often."""
+        if not self.training:
+            return nn.BatchNorm2d.forward(self, input)
+        x = input.to(torch.float64) if self.counts else input.to(torch.float64) * 0
+        number = x.new_full((1,), float(input.numel() // input.shape[1]) * self.counts)
+        sums = self.sum_over_ranks(torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3)), number]))
+        total, squares, n = sums[: self.num_features], sums[self.num_features : -1], sums[-1].detach().clamp(min=1)
+        mean = total / n
+        var = (squares / n - mean * mean).clamp(min=0)
+        self.tile_mean.copy_(mean.detach())
+        self.tile_var.copy_((var * n / (n - 1).clamp(min=1)).detach())
+        scale, shift = torch.rsqrt(var + self.eps), -mean * torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return input * scale.to(input.dtype)[:, None, None] + shift.to(input.dtype)[:, None, None]
+
+
 class FrozenBatchNorm2d(nn.BatchNorm2d):
     """torch.nn.BatchNorm2d that always uses its running statistics, for fine-tuning."""
 
@@ -50,17 +79,31 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def convert(model: nn.Module, kind: str) -> nn.Module:
-    """Turn every BatchNorm2d of `model` into the tile or frozen kind, in place: same tensors, same names."""
+KINDS: dict[str, type[nn.BatchNorm2d]] = {
+    "tile": TileBatchNorm2d,
+    "sync": SyncBatchNorm2d,
+    "frozen": FrozenBatchNorm2d,
+}
+
+
+def convert(
+    model: nn.Module, kind: str, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
+) -> nn.Module:
+    """Turn every BatchNorm2d of `model` into the tile, sync or frozen kind, in place: same tensors, same names.
+
+    `sum_over_ranks` is what sync uses: a differentiable sum of a vector over the processes.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             if not module.track_running_stats or module.momentum is None:
                 raise ValueError(
                     "batch norm without running statistics, or with a cumulative average, is not supported"
                 )
-            module.__class__ = TileBatchNorm2d if kind == "tile" else FrozenBatchNorm2d
+            module.__class__ = KINDS[kind]
             if isinstance(module, TileBatchNorm2d):
                 module.prepare()
+            if isinstance(module, SyncBatchNorm2d):
+                module.sum_over_ranks, module.counts = sum_over_ranks, True
     return model
 
 
@@ -70,6 +113,12 @@ class TileStatistics:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [m for m in model.modules() if isinstance(m, TileBatchNorm2d)]
         self.size = 2 * sum(m.num_features for m in self._modules)
+
+    def begin(self, samples: int) -> None:
+        """Say how many samples the next tile has: one that stands in for none (0) counts for nothing."""
+        for module in self._modules:
+            if isinstance(module, SyncBatchNorm2d):
+                module.counts = samples > 0
 
     def collect(self, samples: int) -> torch.Tensor:
         """(size,) float64: means and variances of the last tile, times its number of samples."""

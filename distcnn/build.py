@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
@@ -117,9 +119,11 @@ def make_augment(config: TrainConfig, dataset: Dataset) -> Augment:
     return Augment(dataset.mean, dataset.std, config.run.seed, padding, flip, optim.mixup, optim.cutmix)
 
 
-def make_model(config: TrainConfig, dataset: Dataset) -> nn.Module:
+def make_model(
+    config: TrainConfig, dataset: Dataset, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
+) -> nn.Module:
     """The model for the data set's classes and size, initialised by the seed alone."""
-    return build_model(config.model, len(dataset.classes), dataset.size, config.run.seed)
+    return build_model(config.model, len(dataset.classes), dataset.size, config.run.seed, sum_over_ranks)
 
 
 def compute_threads(config: TrainConfig, dataset: Dataset, world: World, cores: int) -> int:

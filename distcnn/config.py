@@ -71,8 +71,9 @@ class ModelConfig:
     """cnn: dropout before the last layer."""
     stem: Literal["auto", "imagenet", "small"] = "auto"
     """torchvision ResNets: 7x7 stride 2 + pooling, or 3x3 stride 1. auto: small below 64 px."""
-    batch_norm: Literal["tile", "frozen"] = "tile"
-    """Batch statistics of each tile (the same at any number of processes), or frozen running statistics."""
+    batch_norm: Literal["tile", "sync", "frozen"] = "tile"
+    """Statistics of each tile (the same at any number of processes); sync: of the tiles that all processes compute
+    at the same time (depends on their number); frozen: the running ones."""
 
 
 @dataclass(frozen=True)

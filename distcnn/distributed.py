@@ -119,6 +119,13 @@ class Runtime:
         self._tree_all_reduce(total)
         return total
 
+    def sum_with_gradient(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of (n,) `values` over the ranks, through which gradients flow back to all of them."""
+        if self.world.size == 1:
+            return values
+        total: torch.Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+        return total
+
     def sum_integers(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """The element-wise sum over ranks, int64 modulo 2^64."""
         if self.world.size == 1:
@@ -193,6 +200,22 @@ class Runtime:
         total = tree_sum(list(pieces.view(ranks, chunk)))
         dist.all_gather(list(sent.view(ranks, chunk)), total)
         flat.copy_(sent[: flat.numel()])
+
+
+class _Sum(torch.autograd.Function):
+    """An all-reduce whose backward is an all-reduce, too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 class Flags:

@@ -85,6 +85,12 @@ def check_lanes(config: TrainConfig, world: World, console: Console) -> None:
             f"{lanes} lanes on {world.size} processes: some compute {most} tiles a step, others fewer, so"
             f" {share:.0%} of the processes' time is idle and sums differ in the last bits"
         )
+        if config.model.batch_norm == "sync":
+            raise UserError(
+                f"--batch-norm sync needs as many tiles on each process: {lanes} lanes on {world.size} do not"
+            )
+    elif most & (most - 1) and world.size > 1:
+        console.warn(f"{most} tiles a process are no power of two: sums differ in the last bits from one process's")
 
 
 def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path | None:
@@ -113,7 +119,8 @@ def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: 
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
     loader = make_loader(config, dataset, config.data.train_split, True, threads, gpu)
-    model = make_model(config, dataset).to(runtime.device)
+    # A lambda, since copies of the model (EMA) would copy what a bound method is bound to.
+    model = make_model(config, dataset, lambda sums: runtime.sum_with_gradient(sums)).to(runtime.device)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     if config.run.compile:
         model.compile()

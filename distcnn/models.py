@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -59,17 +60,25 @@ def _block(config: ModelConfig, inputs: int, outputs: int, halve: bool) -> nn.Se
     return nn.Sequential(*layers)
 
 
-def build_model(config: ModelConfig, classes: int, size: int, seed: int) -> nn.Module:
+def build_model(
+    config: ModelConfig,
+    classes: int,
+    size: int,
+    seed: int,
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+) -> nn.Module:
     """The model of a config for `classes` classes and (n, 3, size, size) inputs, initialised by `seed` alone.
 
-    Raises UserError for a name that is not known, and for a network whose input is too small for it.
+    `sum_over_ranks`, a differentiable sum over the processes, is what `--batch-norm sync` needs. Raises UserError for
+    a name that is not known, and for a network whose input is too small for it.
     """
     torch.manual_seed(seed)
     if config.model == "cnn":
         model: nn.Module = SimpleCNN(config, classes, size)
     else:
         model = _torchvision_model(config, classes, size)
-    return convert(model, config.batch_norm).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    convert(model, config.batch_norm, sum_over_ranks)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def torchvision_models() -> ModuleType:

@@ -123,6 +123,7 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         seen = len(tile.labels)
         x_NCHW, targets = job.augment(tile if seen else blank(tile), runtime.device, train=True)
         torch.manual_seed(forward_seed(job.config.run.seed, tile.request))
+        job.statistics.begin(seen)
         with runtime.tile(job.wrapped, last):
             with runtime.accelerator.autocast():
                 logits_NK = job.wrapped(x_NCHW)
