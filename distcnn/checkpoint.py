@@ -7,9 +7,11 @@ temporary folder, is fsynced, then renamed; `latest` and `best` are links replac
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -29,6 +32,8 @@ CHECKPOINT_VERSION = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8,})")
 _MANIFEST = "manifest.json"
+_NEEDED = ("model.safetensors", "trainer.pt", "state.json")
+_TEMPORARY, _ASIDE = ".tmp-", ".old-"
 
 
 @dataclass(frozen=True)
@@ -59,31 +64,50 @@ def save(
     """Write checkpoint `step` of the run folder; returns its folder. Raises OSError with nothing changed."""
     parent = run / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
-    final, temporary = parent / f"step_{step:08d}", parent / f".tmp-step_{step:08d}"
+    final, temporary, aside = (parent / f"{mark}step_{step:08d}" for mark in ("", _TEMPORARY, _ASIDE))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in model.items()}, temporary / "model.safetensors")
-        if ema is not None:
-            safetensors.torch.save_file({k: v.contiguous() for k, v in ema.items()}, temporary / "ema.safetensors")
-        torch.save(dict(trainer), temporary / "trainer.pt")
-        document = {"version": CHECKPOINT_VERSION, **state}
-        (temporary / "state.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in sorted(temporary.iterdir())}
-        listing = {"version": CHECKPOINT_VERSION, "step": step, "files": files}
-        (temporary / _MANIFEST).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
-            _sync_file(file)
-        sync_folder(temporary)
-        if final.exists():  # the same step saved again after a resume: the same content
-            shutil.rmtree(final)
+        _write_files(temporary, step, model, ema, trainer, state)
+        if final.exists():  # the same step once more, after its epoch was closed
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
         temporary.rename(final)
+    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error)) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(parent)
+    shutil.rmtree(aside, ignore_errors=True)
     point(run, "latest", final)
     return final
+
+
+def _write_files(
+    folder: Path,
+    step: int,
+    model: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor] | None,
+    trainer: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> None:
+    """The files of a checkpoint, and their manifest, down to the disk."""
+    safetensors.torch.save_file({k: v.contiguous() for k, v in model.items()}, folder / "model.safetensors")
+    if ema is not None:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in ema.items()}, folder / "ema.safetensors")
+    with (folder / "trainer.pt").open("wb") as file:
+        torch.save(dict(trainer), file)
+    document = {"version": CHECKPOINT_VERSION, **state}
+    (folder / "state.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in sorted(folder.iterdir())}
+    listing = {"version": CHECKPOINT_VERSION, "step": step, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    for file_path in folder.iterdir():
+        _sync_file(file_path)
+    sync_folder(folder)
 
 
 class Writer:
@@ -159,8 +183,9 @@ def prune(run: Path, keep: int) -> None:
     for path in whole[:-keep]:
         if path.resolve() != best:
             shutil.rmtree(path)
-    for path in parent.glob(".tmp-step_*"):
-        shutil.rmtree(path)
+    for mark in (_TEMPORARY, _ASIDE):
+        for path in parent.glob(f"{mark}step_*"):
+            shutil.rmtree(path)
 
 
 def verify(path: Path) -> str:
@@ -169,7 +194,10 @@ def verify(path: Path) -> str:
         listing = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if listing["version"] != CHECKPOINT_VERSION:
             return f"{path / _MANIFEST} has version {listing['version']}, this program reads {CHECKPOINT_VERSION}"
-        for name, facts in listing["files"].items():
+        missing = [name for name in _NEEDED if name not in listing["files"]]
+        if missing:
+            return f"{path / _MANIFEST} does not list {missing[0]}"
+        for name, facts in dict(listing["files"]).items():
             file = path / name
             if not file.is_file() or file.stat().st_size != facts["bytes"]:
                 return f"{file} is missing or truncated"
@@ -186,13 +214,17 @@ def load(path: Path) -> Checkpoint:
     if wrong:
         raise UserError(f"checkpoint {path} cannot be used: {wrong}")
     ema = path / "ema.safetensors"
-    return Checkpoint(
-        path=path,
-        model=safetensors.torch.load_file(path / "model.safetensors"),
-        ema=safetensors.torch.load_file(ema) if ema.exists() else None,
-        trainer=torch.load(io.BytesIO((path / "trainer.pt").read_bytes()), map_location="cpu", weights_only=True),
-        state=json.loads((path / "state.json").read_text(encoding="utf-8")),
-    )
+    try:
+        return Checkpoint(
+            path=path,
+            model=safetensors.torch.load_file(path / "model.safetensors"),
+            ema=safetensors.torch.load_file(ema) if ema.exists() else None,
+            trainer=torch.load(io.BytesIO((path / "trainer.pt").read_bytes()), map_location="cpu", weights_only=True),
+            state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+        )
+    except (pickle.UnpicklingError, RuntimeError, safetensors.SafetensorError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path} was not written by this program: {reason}") from error
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:

@@ -26,7 +26,7 @@ from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
 from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import run_facts
-from distcnn.runfolder import LEDGER, QUARANTINE, append_row, cut_rows, open_run
+from distcnn.runfolder import LEDGER, QUARANTINE, append_row, check_same_run, cut_rows, open_run
 from distcnn.state import Identity, Ledger, Position
 from distcnn.tracking import Tracker
 from distcnn.world import World, torchrun_restarts
@@ -155,6 +155,7 @@ def restore(job: Job, path: Path | None) -> None:
         return
     saved = checkpoint.load(path)
     job.identity.check(saved.state["identity"], str(path))
+    check_same_run(job.config, saved.state["config"], str(path))
     job.model.load_state_dict(saved.model)
     if job.ema:
         if saved.ema is None:

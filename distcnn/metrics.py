@@ -22,13 +22,17 @@ Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 def rows_of(logits_NK: torch.Tensor, ids: NDArray[np.int64], labels_N: torch.Tensor) -> torch.Tensor:
     """(n, 6) float64 rows of a tile, on the device of the logits: nothing is read back here.
 
-    PLACE counts the classes with a higher logit than the label's, and those with an equal one and a lower number.
+    PLACE counts the classes that are ahead of the label's: a higher logit, or an equal one and a lower number. What
+    is not a number is ahead of everything, so a model that has diverged is never right.
     """
     logits_NK = logits_NK.float()
-    confidence_N, predicted_N = logits_NK.softmax(1).max(1)
+    predicted_N = logits_NK.argmax(1)  # the first of equals; softmax would make equals of what is not
+    confidence_N = logits_NK.softmax(1).gather(1, predicted_N[:, None])[:, 0]
     own_N1 = logits_NK.gather(1, labels_N.clamp(min=0)[:, None])
-    lower_number_NK = torch.arange(logits_NK.shape[1], device=logits_NK.device)[None, :] < labels_N[:, None]
-    place_N = ((logits_NK > own_N1) | ((logits_NK == own_N1) & lower_number_NK)).sum(1)
+    higher_number_NK = torch.arange(logits_NK.shape[1], device=logits_NK.device)[None, :] > labels_N[:, None]
+    behind_NK = (logits_NK < own_N1) | ((logits_NK == own_N1) & higher_number_NK)
+    classes = logits_NK.shape[1]
+    place_N = torch.where(labels_N < 0, classes, classes - 1 - behind_NK.sum(1))  # no label: never right
     loss_N = cross_entropy(logits_NK, labels_N, reduction="none", ignore_index=-1)
     ids_N = torch.from_numpy(ids).to(logits_NK.device)
     columns = (ids_N, labels_N, predicted_N, confidence_N, place_N, loss_N)
@@ -68,8 +72,10 @@ class Evaluation:
     def calibration_error(self) -> float:
         """Expected calibration error over 15 equal bins (Guo et al., "On calibration of modern networks", 2017)."""
         confidence = self.rows[:, CONFIDENCE]
+        if not np.isfinite(confidence).all():
+            return math.nan
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-        right = self.rows[:, LABEL] == self.rows[:, PREDICTED]
+        right = self.rows[:, PLACE] == 0
         gaps = [abs(math.fsum(confidence[bins == b]) - int(right[bins == b].sum())) for b in range(CALIBRATION_BINS)]
         return math.fsum(gaps) / max(self.samples, 1)
 
@@ -100,7 +106,7 @@ def wilson(right: int, samples: int) -> tuple[float, float]:
     p, z2 = right / samples, Z_95**2
     middle = (p + z2 / (2 * samples)) / (1 + z2 / samples)
     half = Z_95 * math.sqrt(p * (1 - p) / samples + z2 / (4 * samples**2)) / (1 + z2 / samples)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return max(min(middle - half, p), 0.0), min(max(middle + half, p), 1.0)  # p lies between, rounding or not
 
 
 def sort_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ def open_run(config: TrainConfig) -> tuple[Path | None, list[str]]:
     Raises UserError if the folder cannot be written or holds another run.
     """
     run = config.output
+    chosen = None if config.run.resume in ("auto", "never") else _chosen(Path(config.run.resume))
     if config.run.resume == "never" and run.exists():
         _move_aside(run)
     try:
@@ -39,12 +40,12 @@ def open_run(config: TrainConfig) -> tuple[Path | None, list[str]]:
         raise UserError(f"--output {run} cannot be written: permission denied")
     saved = run / CONFIG
     if saved.exists():
-        _check_same_run(config, load_toml(saved), run)
+        check_same_run(config, flatten(load_toml(saved)), str(run))
     elif any(path.name != "logs" and not path.name.startswith(".") for path in run.iterdir()):
         raise UserError(f"--output {run} holds files of something else: give another folder")
     write_atomically(saved, to_toml(config).encode())
-    if config.run.resume not in ("auto", "never"):
-        return _chosen(Path(config.run.resume)), []
+    if chosen:
+        return chosen, []
     checkpoint, complaints = newest_whole(run)
     if complaints and checkpoint is None:
         raise UserError(f"no checkpoint of {run} can be used ({complaints[0]}): --resume never begins anew")
@@ -63,12 +64,13 @@ def _chosen(path: Path) -> Path:
     return path
 
 
-def _check_same_run(config: TrainConfig, saved: TrainConfig, run: Path) -> None:
-    mine, before = flatten(config), flatten(saved)
-    changed = [name for name in mine if name not in FREE_ON_RESUME and mine[name] != before[name]]
+def check_same_run(config: TrainConfig, before: Mapping[str, Any], where: str) -> None:
+    """Raises UserError with all differences if `before`, the flat config of what is in `where`, is another run's."""
+    mine = flatten(config)
+    changed = [name for name in mine if name not in FREE_ON_RESUME and mine[name] != before.get(name)]
     if changed:
-        what = ", ".join(f"{name} was {before[name]!r}, now {mine[name]!r}" for name in changed)
-        raise UserError(f"{run} holds another run ({what}): give a new --output, or --resume never to begin anew")
+        what = ", ".join(f"{name} was {before.get(name)!r}, now {mine[name]!r}" for name in changed)
+        raise UserError(f"{where} holds another run ({what}): give a new --output, or --resume never to begin anew")
 
 
 def _move_aside(run: Path) -> None:
@@ -89,7 +91,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             rows.append(json.loads(line))
         except ValueError:
