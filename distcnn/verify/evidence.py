@@ -1,0 +1,83 @@
+"""All that the checks look at: configs, data, traces, the reference, and tensors that were kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import safetensors.torch
+import torch
+
+from distcnn.build import Dataset
+from distcnn.config import TrainConfig
+from distcnn.verify.launch import Trace
+from distcnn.verify.plan import exact
+from distcnn.verify.reference import Reference
+from distcnn.verify.result import few, plural
+
+
+@dataclass
+class Evidence:
+    """`full` is the user's config, `config` the short one that was run, on `small`, with `steps` steps an epoch."""
+
+    full: TrainConfig
+    dataset: Dataset
+    config: TrainConfig
+    small: Dataset
+    steps: int
+    traces: dict[str, Trace]
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference(self.config, self.small)
+
+    @cached_property
+    def compared(self) -> list[Trace]:
+        """The runs that differ in nothing but the number of processes: 1, then the others."""
+        return sorted((t for name, t in self.traces.items() if name.isdigit()), key=lambda trace: trace.processes)
+
+    @property
+    def one(self) -> Trace:
+        return self.compared[0]
+
+    def exact(self, trace: Trace) -> bool:
+        """Whether this run promises the bits of the run with one process."""
+        return exact(self.config, trace.processes)
+
+    def rank_of(self, lane: int, processes: int) -> int:
+        """The process that computes a lane."""
+        geometry = self.config.geometry
+        return next(r for r in range(processes) if lane in geometry.lanes_of(r, processes))
+
+    def names(self, ids: list[int]) -> str:
+        """Samples in words, with their keys."""
+        reader = self.reference.loader.reader
+        keys = [key for _, key in reader.keys(torch.tensor(ids[:4], dtype=torch.int64).numpy())]
+        return few([f"{sample} ({key})" for sample, key in zip(ids, keys, strict=False)] + ids[4:])
+
+
+def called(trace: Trace) -> str:
+    """A run in words: 2 processes."""
+    return plural(trace.processes, "process")
+
+
+def troubles(traces: list[Trace]) -> list[str]:
+    """A line for each run that ended before its time."""
+    return [f"the run with {called(trace)} failed: {trace.trouble}" for trace in traces if trace.trouble]
+
+
+def disagreement(trace: Trace, kind: str, what: str) -> str:
+    """ "" if all processes of a run had the same digest `what` at every step, else who differs and from when on."""
+    first = trace.by_step(kind)
+    for rank in range(1, len(trace.ranks)):
+        other = trace.by_step(kind, rank)
+        for total in sorted(first.keys() & other.keys()):
+            if first[total][what] != other[total][what]:
+                return f"with {called(trace)} rank {rank} has other {what} than rank 0 at step {total}"
+    return ""
+
+
+def kept(trace: Trace, name: str) -> dict[str, torch.Tensor]:
+    """Tensors that rank 0 of a run kept as a file, {} if it did not come so far."""
+    file = trace.run.trace / f"{name}.safetensors"
+    return safetensors.torch.load_file(file) if file.exists() else {}

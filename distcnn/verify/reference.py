@@ -1,0 +1,197 @@
+"""What training should compute, written in the plainest way: one process, a loop over tiles, sums in float64.
+
+Nothing of distributed.py, tree.py, batchnorm.py, losses.py, optim.py or evaluate.py is used. What is shared is the
+model, the reading of images and the augmentation: those are compared with themselves by the check of the pixels.
+N samples of a tile, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from distcnn.augment import Targets
+from distcnn.batchnorm import TileBatchNorm2d
+from distcnn.build import Dataset, make_augment, make_loader, make_model
+from distcnn.config import OptimConfig, TrainConfig
+from distcnn.data.loader import TileRequest
+from distcnn.data.order import EpochOrder
+from distcnn.train import forward_seed
+
+Tensors = dict[str, torch.Tensor]
+
+
+class PlainBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm as its paper writes it (Ioffe & Szegedy, ICML 2015); notes the mean and the unbiased variance."""
+
+    noted: tuple[torch.Tensor, torch.Tensor]
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        x = x_NCHW.to(torch.promote_types(x_NCHW.dtype, torch.float32))
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            n = x.numel() // x.shape[1]
+            mean = x.mean((0, 2, 3))
+            var = (x - mean[:, None, None]).square().mean((0, 2, 3))
+            self.noted = mean.detach().double(), var.detach().double() * (n / max(n - 1, 1))
+        y = (x - mean[:, None, None]) / torch.sqrt(var[:, None, None] + self.eps)
+        y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(x_NCHW.dtype)
+
+
+@dataclass
+class Step:
+    """One step by the reference. Statistics: lane -> name of a buffer -> value of that lane's tile alone, float64.
+
+    shares: what each lane's tile adds to the gradient, flat; only where asked for.
+    """
+
+    sizes: list[int]
+    gradients: Tensors = field(default_factory=dict)
+    statistics: dict[int, Tensors] = field(default_factory=dict)
+    shares: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Reference:
+    """Computes steps and evaluations of a short run again."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        torch.set_num_threads(config.run.threads)
+        self.config = config
+        self.loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
+        self._val = make_loader(config, dataset, config.data.val_split, False, 1, False)
+        self._augment = make_augment(config, dataset)
+        self._classes = len(dataset.classes)
+        self._model = make_model(config, dataset)
+        self.norms = {n: m for n, m in self._model.named_modules() if isinstance(m, TileBatchNorm2d)}
+        for module in self.norms.values():
+            module.__class__ = PlainBatchNorm2d  # type: ignore[assignment]
+
+    def order(self, epoch: int) -> EpochOrder:
+        config = self.config
+        return EpochOrder(self.loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+
+    def step(self, state: Mapping[str, torch.Tensor], epoch: int, step: int, by_lane: bool = False) -> Step:
+        """The gradient of the mean loss over a step's samples, from the weights `state`."""
+        self._model.load_state_dict(state, strict=False)
+        self._model.train()
+        order = self.order(epoch)
+        found = Step(order.tile_sizes(step))
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        found.gradients = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in named.items()}
+        for lane, size in enumerate(found.sizes):
+            if not size:
+                continue
+            loss = self._tile_loss(TileRequest(epoch, step, lane, order.tile(step, lane))) / sum(found.sizes)
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                found.gradients[name] += gradient
+            if by_lane:
+                found.shares[lane] = flat(dict(zip(named, gradients, strict=True)))
+            found.statistics[lane] = self._noted()
+        return found
+
+    def _tile_loss(self, request: TileRequest) -> torch.Tensor:
+        """The sum of the losses of a tile's samples."""
+        tile = next(iter(self.loader.steps([[request]])))[0]
+        x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=True)
+        torch.manual_seed(forward_seed(self.config.run.seed, request))
+        return _plain_loss(self._forward(x_NCHW), targets, self.config.optim.label_smoothing)
+
+    def _forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        half = self.config.run.mixed_precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits_NK: torch.Tensor = self._model(x_NCHW)
+        return logits_NK.float()
+
+    def _noted(self) -> Tensors:
+        noted = {}
+        for name, module in self.norms.items():
+            assert isinstance(module, PlainBatchNorm2d)
+            noted[f"{name}.running_mean"], noted[f"{name}.running_var"] = module.noted
+        return noted
+
+    @torch.inference_mode()
+    def evaluate(self, weights: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, float]:
+        """((K, K) confusion, row the label; mean loss) of the validation split, one image at a time."""
+        self._model.load_state_dict(weights, strict=False)
+        self._model.eval()
+        confusion = np.zeros((self._classes, self._classes), dtype=np.int64)
+        losses = []
+        for sample in range(len(self._val.reader)):
+            request = TileRequest(0, 0, 0, np.array([sample]))
+            tile = next(iter(self._val.steps([[request]])))[0]
+            x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=False)
+            logits_NK = self._forward(x_NCHW)
+            confusion[int(tile.labels[0]), int(logits_NK.argmax())] += 1
+            losses.append(float(_plain_loss(logits_NK, targets, 0.0)))
+        return confusion, math.fsum(losses) / max(len(losses), 1)
+
+    def pixels(self, requests: list[TileRequest], threads: int, prefetch: int) -> list[torch.Tensor]:
+        """The model's inputs for tiles, made with another number of threads and without a cache."""
+        loader = type(self.loader)(self.loader.reader, self.loader.view, self.loader.seed, threads, prefetch)
+        made = []
+        for (tile,) in loader.steps([request] for request in requests):
+            made.append(self._augment(tile, torch.device("cpu"), train=True)[0].clone())
+        if loader._pool is not None:
+            loader._pool.shutdown()
+        return made
+
+
+def _plain_loss(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
+    """The sum over the samples of the cross entropy with smoothed and mixed labels."""
+    logs_NK = logits_NK - torch.logsumexp(logits_NK, 1, keepdim=True)
+    classes = logits_NK.shape[1]
+    wanted_NK = torch.zeros_like(logs_NK)
+    rows = torch.arange(len(logs_NK))
+    wanted_NK[rows, targets.labels] += targets.share
+    wanted_NK[rows, targets.partner_labels] += 1 - targets.share
+    wanted_NK = wanted_NK * (1 - smoothing) + smoothing / classes
+    return -((wanted_NK * logs_NK).sum(1) * targets.weights).sum()
+
+
+def clipped(gradients: Tensors, limit: float) -> Tensors:
+    """The gradient scaled down to a norm of at most `limit` (0: as it is)."""
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+    scale = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
+    return {name: g * scale for name, g in gradients.items()}
+
+
+def learning_rate(optim: OptimConfig, steps_per_epoch: int, step: int) -> float:
+    """Of step 0, 1, ...: up in equal parts to --lr over the warm-up, then by --schedule down to 0 at the end."""
+    warm = round(optim.warmup_epochs * steps_per_epoch)
+    whole = optim.epochs * steps_per_epoch
+    if step < warm:
+        return optim.lr * (step + 1) / warm
+    left = (whole - step) / max(whole - warm, 1)
+    if optim.schedule == "cosine":
+        return optim.lr * math.sin(left * math.pi / 2) ** 2
+    return optim.lr * left if optim.schedule == "linear" else optim.lr
+
+
+def relative(mine: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> float:
+    """The norm of the difference of two sets of tensors, as a share of the second one's norm. inf for NaN."""
+    if all(torch.equal(mine[name], wanted[name]) for name in wanted):
+        return 0.0
+    apart = math.sqrt(sum(float((mine[name].double() - wanted[name].double()).square().sum()) for name in wanted))
+    norm = math.sqrt(sum(float(t.double().square().sum()) for t in wanted.values()))
+    found = apart / norm if norm else math.inf
+    return found if math.isfinite(found) else math.inf
+
+
+def along(mine: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    """(ratio of the norms, cosine of the angle) of two sets of tensors."""
+    dot = sum(float((mine[name].double() * wanted[name].double()).sum()) for name in wanted)
+    norms = [math.sqrt(sum(float(t.double().square().sum()) for t in side.values())) for side in (mine, wanted)]
+    return norms[0] / max(norms[1], 1e-300), dot / max(norms[0] * norms[1], 1e-300)
+
+
+def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """All values in the order of the names, (n,)."""
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
