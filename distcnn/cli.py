@@ -16,6 +16,7 @@ COMMANDS = {
     "index": "make a data set of shards that others wrote",
     "inspect": "see a data set: classes, sizes, duplicates, leaks",
     "train": "train a CNN (what train.py does)",
+    "verify": "prove on your own config that it is the same run",
 }
 
 

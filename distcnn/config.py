@@ -311,7 +311,7 @@ def parse_train(argv: Sequence[str], prog: str = "distcnn train") -> TrainConfig
     """A config of command-line flags over `--config FILE.toml` over the defaults. Raises UserError, one line."""
     from distcnn.flags import parse
 
-    rest, file = _take_config(list(argv))
+    rest, file = take_config(list(argv))
     base = load_toml(file) if file else TrainConfig()
     about = (
         "Train a CNN. Without flags: the handwritten digits that scikit-learn ships, in under a minute.\n\n"
@@ -322,7 +322,8 @@ def parse_train(argv: Sequence[str], prog: str = "distcnn train") -> TrainConfig
     return typing.cast(TrainConfig, config)
 
 
-def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+def take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    """(the flags without `--config FILE`, the file or None). Raises UserError where the name is missing."""
     rest: list[str] = []
     file: Path | None = None
     words = iter(argv)
