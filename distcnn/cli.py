@@ -16,7 +16,11 @@ COMMANDS = {
     "index": "make a data set of shards that others wrote",
     "inspect": "see a data set: classes, sizes, duplicates, leaks",
     "train": "train a CNN (what train.py does)",
+    "evaluate": "exact metrics of a checkpoint; compare two",
+    "predict": "classes of new images, as a table",
+    "export": "a checkpoint as TorchScript, ONNX, exported program or safetensors",
     "verify": "prove on your own config that it is the same run",
+    "submit": "check a training run and hand it to SLURM",
 }
 
 
