@@ -73,7 +73,7 @@ def open_shard(name: str) -> Iterator[tuple[ReadAt, int]]:
     with _naming(f"shard {name}"):
         opened = _open_remote(name)
     with opened as file:
-        if not file.seekable():
+        if not _serves_ranges(file):
             with TemporaryDirectory(prefix="distcnn-") as folder:
                 copy = copy_of(name, Path(folder))
                 with open_shard(str(copy)) as found:
@@ -89,10 +89,22 @@ def open_shard(name: str) -> Iterator[tuple[ReadAt, int]]:
         yield guarded, size
 
 
+def _serves_ranges(file: IO[bytes]) -> bool:
+    """Whether a remote file can be read from the middle: some HTTP servers send all of a file or nothing."""
+    if not file.seekable():
+        return False
+    try:
+        file.seek(1)
+        file.read(1)
+    except ValueError:
+        return False
+    return True
+
+
 def copy_of(name: str, folder: Path) -> Path:
     """A copy of a remote shard in `folder`. Raises DataError naming it."""
     path = folder / re.sub(r"[^A-Za-z0-9.-]", "_", name)[-128:]
-    with _naming(f"shard {name}"), _open_remote(name) as source, path.open("wb") as target:
+    with _naming(f"shard {name}"), _open_remote(name, from_start_to_end=True) as source, path.open("wb") as target:
         while block := source.read(REMOTE_READ_AHEAD):
             target.write(block)
     return path
@@ -187,9 +199,10 @@ def _absolute(word: str) -> Path:
     return Path(os.path.normpath(Path(word).expanduser().absolute()))
 
 
-def _open_remote(name: str) -> IO[bytes]:
+def _open_remote(name: str, from_start_to_end: bool = False) -> IO[bytes]:
     system, path = _file_system(name)
-    opened: IO[bytes] = system.open(path, "rb", cache_type="none")
+    streamed = {"block_size": 0} if from_start_to_end and name.startswith("http") else {}
+    opened: IO[bytes] = system.open(path, "rb", cache_type="none", **streamed)
     return opened
 
 

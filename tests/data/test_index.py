@@ -112,6 +112,7 @@ def test_class_names_by_file_set_the_order(tmp_path: Path) -> None:
         (tmp_path / "classes.txt").write_text(text)
         classes = read_classes(tmp_path / "classes.txt")
         manifest = index(tmp_path, path, rule=parse_rule("folder"), classes=classes, overwrite=True)
+        assert manifest.classes == ("c", "b", "a")
         assert manifest.split("train").class_counts == (0, 1, 1)
 
 
@@ -488,8 +489,11 @@ def served(files: dict[str, bytes], ranges: bool) -> Iterator[tuple[str, list[st
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_shards_over_http(tmp_path: Path, ranges: bool) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 4096])
+def test_shards_over_http(tmp_path: Path, ranges: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file in one request, or in several."""
     pytest.importorskip("aiohttp")
+    monkeypatch.setattr("distcnn.data.sources.REMOTE_READ_AHEAD", block)
     big = [("big.cls", b"1"), ("big.jpg", jpg(7, 40, 40))]
     data = write_tar(tmp_path / "a.tar", [*labelled([0, 1]), *big]).read_bytes()
     with served({"/a.tar": data}, ranges) as (address, _):

@@ -23,7 +23,7 @@ from distcnn.data.inspect.advice import Advice, advise, training_side
 from distcnn.data.inspect.facts import Facts, inspect_data_set
 from distcnn.data.inspect.near import alike, groups, near_pairs, perceptual_hash
 from distcnn.data.inspect.page import page
-from distcnn.data.inspect.pictures import Album
+from distcnn.data.inspect.pictures import Album, samples_of_classes
 from distcnn.data.inspect.plots import drawable, plots
 from distcnn.data.inspect.scan import kind_of
 from distcnn.data.inspect.tables import print_tables
@@ -139,7 +139,18 @@ def test_the_same_picture_is_found_and_others_are_not() -> None:
 def test_blank_images_are_not_called_alike() -> None:
     """A white and a black page have no details to compare."""
     thumbs = np.stack([np.full((16, 16), 250), np.full((16, 16), 3), np.full((16, 16), 250)]).astype(np.uint8)
+    thumbs[[0, 2], ::4, ::4] += 1  # as JPEG leaves traces on a blank page
     assert len(alike(thumbs, np.array([[0, 1], [0, 2]]))[0]) == 0
+
+
+def test_a_copy_is_not_counted_as_a_look_alike_too(tmp_path: Path) -> None:
+    """An image of val that is in train byte for byte, and once more as a JPEG."""
+    image = noisy_picture(5)
+    train = [("a/1.png", encode(image)), ("a/2.jpg", encode(image, "JPEG", quality=90)), *many("b", 3)]
+    like = look(make_set(tmp_path, {"train": train, "val": [("a/1.png", encode(image))]})).likeness
+    assert [(leak.exact, leak.near) for leak in like.leaks] == [(1, 0)]
+    assert (like.copies, like.near) == (1, 2)
+    assert [len(group) for group in like.groups] == [3]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +204,16 @@ def test_mean_and_std_are_those_of_the_pixels(tmp_path: Path) -> None:
     assert np.abs(facts.mean_image - 255 * pixels.mean(axis=0)).max() <= 0.51
     assert facts.uniform == (32, 32)
     assert facts.splits[0].brightness == pytest.approx((pixels @ [0.299, 0.587, 0.114]).mean(), abs=1e-5)
+
+
+def test_samples_are_of_their_class_and_split(example: tuple[Path, Facts]) -> None:
+    facts = example[1]
+    for split, sizes in (("train", [8, 6]), ("val", [3, 4])):
+        samples = samples_of_classes(facts, split)
+        assert [len(places) for _, places in samples] == sizes
+        for label, places in samples:
+            assert (facts.columns.label[places] == label).all()
+            assert facts.of_split(split)[places].all()
 
 
 def test_copies_leaks_and_wrong_labels(example: tuple[Path, Facts]) -> None:
@@ -379,8 +400,7 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
             train += [(f"{key}.png", encode(picture(10 * number + copy)))]
             train += [(f"{key}.json", json.dumps({"label": name}).encode())]
     train += [("<b>bad.png", b"x"), ("<b>bad.json", b'{"label": "_under"}'), ("<i>empty.png", b"")]
-    (tmp_path / "<b>set").mkdir()
-    root = make_set(tmp_path / "<b>set", {"train": train, "val": train[:2]}, "label")
+    root = make_set(tmp_path / "set", {"train": train, "$x_<b>": train[:2]}, "label", name="[/]<b>set")
     facts = look(root)
     assert set(facts.classes) == set(HOSTILE)
     html = rendered(root, facts)
@@ -398,6 +418,8 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e]", html.replace("\n", ""))
     out = printed(facts)
     assert "\x1b" not in out
+    assert "[/]<b>set" in out
+    assert "$x_<b>" in out
     for name in HOSTILE:
         assert shown(name) in out, name
 

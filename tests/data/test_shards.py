@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -186,6 +187,15 @@ def test_reads_in_the_order_of_the_ids(tmp_path: Path, sizes: list[int]) -> None
     assert len(reader.read(ids)) == len(ids)
 
 
+def open_shards() -> list[str]:
+    """The tars that this process holds open."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(str(descriptor.readlink()))
+    return [name for name in names if name.endswith(".tar")]
+
+
 def test_many_threads_read_more_shards_than_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distcnn.data.shards.OPEN_FILES", 2)
     sizes = [3] * 12
@@ -205,6 +215,9 @@ def test_many_threads_read_more_shards_than_files_stay_open(tmp_path: Path, monk
     for thread in threads:
         thread.join()
     assert not wrong
+    assert len(open_shards()) <= 2
+    reader.close()
+    assert not open_shards()
 
 
 def test_a_shard_cut_or_taken_away_after_indexing_is_named(tmp_path: Path) -> None:
