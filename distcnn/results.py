@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distcnn import __version__, checkpoint
@@ -34,7 +35,12 @@ def run_facts(job: Job) -> dict[str, Any]:
     return {
         "config": flatten(job.config),
         "classes": list(job.dataset.classes),
-        "preprocessing": {"size": job.dataset.size, "mean": list(job.dataset.mean), "std": list(job.dataset.std)},
+        "preprocessing": {
+            "size": job.dataset.size,
+            "view": job.val_loader.view.kind,
+            "mean": list(job.dataset.mean),
+            "std": list(job.dataset.std),
+        },
         "world_size": job.runtime.world.size,
         "versions": versions(),
     }
@@ -93,11 +99,20 @@ def report_stopped(job: Job, request: Preempted, seconds: float) -> None:
     job.console.say(f"stopped ({request.reason}), {saved}; the same command goes on from there (exit code 75)")
 
 
-def report_known(job: Job) -> dict[str, Any]:
-    """The results of a run that is complete already."""
-    results: dict[str, Any] = json.loads((job.run / RESULTS).read_text(encoding="utf-8"))
-    show(job, results, f"complete already: {job.run} (--resume never trains it anew, --output elsewhere)")
-    return results
+def report_known(job: Job) -> dict[str, Any] | None:
+    """Show the results of a run that is complete already; None where it was ended before it wrote them."""
+    known: dict[str, Any] | None = job.runtime.broadcast(_complete_results(job.run) if job.is_main else None)
+    if known:
+        show(job, known, f"complete already: {job.run} (--resume never trains it anew, --output elsewhere)")
+    return known
+
+
+def _complete_results(run: Path) -> dict[str, Any] | None:
+    try:
+        results: dict[str, Any] = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if results.get("status") == "complete" else None
 
 
 def show(job: Job, results: dict[str, Any], title: str) -> None:

@@ -58,8 +58,8 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
             resume_from = claim_run(config, runtime, console)
             job = build_job(config, dataset, runtime, console, stop)
             restore(job, resume_from)
-            if job.position.epoch >= config.optim.epochs:
-                return report_known(job)
+            if job.position.epoch >= config.optim.epochs and (known := report_known(job)):
+                return known
             begin_tracking(job, resume_from)
             if watch:
                 watch(job)
@@ -75,6 +75,8 @@ def run_epochs(job: Job, started: float) -> dict[str, Any]:
         while job.position.epoch < job.config.optim.epochs:
             train_epoch(job)
             evaluation = close_epoch(job)
+        if evaluation is None:  # it was ended between the last checkpoint and its results
+            evaluation = evaluate_now(job)
         return finish(job, evaluation, time.monotonic() - started)
     except Preempted as request:
         report_stopped(job, request, time.monotonic() - started)
