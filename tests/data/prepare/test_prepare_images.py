@@ -14,7 +14,7 @@ from PIL import Image
 from prepare_files import encode, jpg, picture, png
 
 from distcnn.data.decode import DecodeError, decode
-from distcnn.data.prepare.images import READ_FIRST, Policy, check, load, sniff
+from distcnn.data.prepare.images import READ_FIRST, Policy, _scaled_jpeg, check, load, sniff
 from distcnn.data.prepare.source import Slice
 from distcnn.errors import UserError
 
@@ -168,6 +168,14 @@ def test_max_side_shrinks_only_what_is_larger(
         return
     wanted = np.asarray(picture(3, *size).resize((width, height), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(image.pixels - wanted).mean() < 4
+
+
+@pytest.mark.parametrize(("max_side", "decoded"), [(40, (100, 75)), (50, (100, 75)), (51, (150, 113)), (101, None)])
+def test_a_large_jpeg_is_decoded_small_but_at_least_twice_as_large_as_wanted(
+    max_side: int, decoded: tuple[int, int] | None
+) -> None:
+    pixels = _scaled_jpeg(jpg(width=400, height=300), max_side)
+    assert (None if pixels is None else (pixels.shape[1], pixels.shape[0])) == decoded
 
 
 def test_shrinking_turns_first_and_keeps_gray() -> None:

@@ -31,6 +31,8 @@ def test_mean_and_std_are_exact_up_to_32_pixels(shapes: list[tuple[int, int]]) -
 def test_the_brightest_images_do_not_overflow() -> None:
     sums = Sums()
     sums.add([np.full((32, 32, 3), 255, dtype=np.uint8)] * 500)
+    assert sums.total == [500 * 1024 * 255] * 3
+    assert sums.squares == [500 * 1024 * 255**2] * 3
     assert sums.stats().mean == (1.0, 1.0, 1.0)
     assert sums.stats().std == (0.0, 0.0, 0.0)
 
