@@ -73,12 +73,16 @@ def build_model(
     a name that is not known, and for a network whose input is too small for it.
     """
     torch.manual_seed(seed)
-    if config.model == "cnn":
-        model: nn.Module = SimpleCNN(config, classes, size)
-    else:
-        model = _torchvision_model(config, classes, size)
+    model = build_plain(config, classes, size)
     convert(model, config.batch_norm, sum_over_ranks)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def build_plain(config: ModelConfig, classes: int, size: int) -> nn.Module:
+    """The same network with torch's own batch norm, initialised by torch's generator as it stands."""
+    if config.model == "cnn":
+        return SimpleCNN(config, classes, size)
+    return _torchvision_model(config, classes, size)
 
 
 def torchvision_models() -> ModuleType:
