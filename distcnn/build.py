@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
-from distcnn.config import DataConfig, TrainConfig
+from distcnn.config import DataConfig, TrainConfig, augmentations
 from distcnn.data.loader import Loader
 from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from distcnn.data.shards import SplitReader
@@ -87,7 +88,7 @@ def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, 
     uniform = dataset.manifest.image.uniform
     fits = uniform == (dataset.size, dataset.size)
     crop = config.data.crop
-    if train and crop in ("pad", "none") and not fits:
+    if train and crop in ("pad", "translate", "none") and not fits:
         raise UserError(
             f"--crop {crop} needs images of {dataset.size}x{dataset.size} px, those of {dataset.root} are"
             f" {'of different sizes' if uniform is None else f'{uniform[1]}x{uniform[0]}'}:"
@@ -110,13 +111,24 @@ def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, 
 
 def make_augment(config: TrainConfig, dataset: Dataset) -> Augment:
     """What happens to tiles on the device."""
-    data = config.data
+    data, extra = config.data, augmentations(config.data)
     fits = dataset.manifest.image.uniform == (dataset.size, dataset.size)
-    pads = data.crop == "pad" or (data.crop == "auto" and fits)
-    padding = (dataset.size // 8 if data.crop_padding < 0 else data.crop_padding) if pads else 0
-    flip = data.flip == "random" or (data.flip == "auto" and not dataset.manifest.image.grayscale)
-    optim = config.optim
-    return Augment(dataset.mean, dataset.std, config.run.seed, padding, flip, optim.mixup, optim.cutmix)
+    shifts = data.crop in ("pad", "translate") or (data.crop == "auto" and fits)
+    by_default: Literal["none", "random"] = "none" if dataset.manifest.image.grayscale else "random"
+    return Augment(
+        dataset.mean,
+        dataset.std,
+        config.run.seed,
+        padding=(dataset.size // 8 if data.crop_padding < 0 else data.crop_padding) if shifts else 0,
+        reflect=data.crop == "translate",
+        flip=by_default if data.flip == "auto" else data.flip,
+        trivial="trivial-augment" in extra,
+        jitter=extra.get("color-jitter", 0.0),
+        erasing=extra.get("erasing", 0.0),
+        cutout=int(extra.get("cutout", 0)),
+        mixup=config.optim.mixup,
+        cutmix=config.optim.cutmix,
+    )
 
 
 def make_model(

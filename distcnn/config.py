@@ -33,20 +33,46 @@ class DataConfig:
     """Split to evaluate on."""
     image_size: int = 0
     """Side of the square model input in pixels. 0: the images' own size where all have the same, else 224."""
-    crop: Literal["auto", "none", "pad", "random-resized"] = "auto"
-    """Training crop. auto: pad where all images have the input size already, else random-resized."""
+    crop: Literal["auto", "none", "pad", "translate", "random-resized"] = "auto"
+    """Training crop. pad: shifted over a black border; translate: over a mirrored one.
+    auto: pad where all images have the input size already, else random-resized."""
     crop_padding: int = -1
-    """Pixels of padding for --crop pad. -1: an eighth of the side."""
+    """Pixels that --crop pad and translate shift by. -1: an eighth of the side."""
     crop_scale: float = 0.35
     """Smallest share of the area that --crop random-resized keeps."""
-    flip: Literal["auto", "none", "random"] = "auto"
-    """Mirror images left-right. auto: random, but none for grayscale sets, which are mostly characters."""
+    flip: Literal["auto", "none", "random", "alternate"] = "auto"
+    """Mirror images left-right. alternate: every other epoch, from a random start for each image.
+    auto: random, but none for grayscale sets, which are mostly characters."""
+    augment: tuple[str, ...] = ()
+    """More training augmentation, any of: trivial-augment color-jitter=0.4 erasing=0.25 cutout=8"""
     cache: Literal["auto", "off", "host"] = "auto"
     """Keep decoded images in memory. auto: host where the whole split takes less than 1 GiB."""
     decode_threads: int = 0
     """Threads that read and decode, per process. 0: the process's share of the cores."""
     window_shards: int = DEFAULT_WINDOW_SHARDS
     """Shards of a lane that are shuffled together (the memory and locality of the shuffle)."""
+
+
+AUGMENTATIONS = "trivial-augment, color-jitter=0..1, erasing=0..1 (probability), cutout=1..1024 (pixels)"
+_LARGEST = {"color-jitter": 1.0, "erasing": 1.0, "cutout": 1024.0}
+
+
+def _augmentation(word: str) -> tuple[str, float] | None:
+    """(name, value) of a word of --augment; None if it is not one."""
+    name, equals, text = word.partition("=")
+    if name == "trivial-augment":
+        return None if equals else (name, 1.0)
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    whole = name != "cutout" or value.is_integer()
+    return (name, value) if 0 < value <= _LARGEST.get(name, 0.0) and whole else None
+
+
+def augmentations(data: DataConfig) -> dict[str, float]:
+    """The words of --augment: value by name, 1 for trivial-augment. Checked when the config was made."""
+    return dict(pair for pair in map(_augmentation, data.augment) if pair)
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,8 @@ class RunConfig:
     """Minutes between checkpoints, besides. 0: not by time."""
     time_limit: float = 0.0
     """Minutes after which the run saves itself and stops with exit code 75. 0: none."""
+    stall_timeout: float = 300.0
+    """Seconds without progress on any process after which the run ends and names the one it waits for. 0: never."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, besides the best."""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
@@ -180,7 +208,7 @@ class TrainConfig:
 # What may differ between a run and its resumption: none of it changes the trajectory (threads change the last bits).
 FREE_ON_RESUME = frozenset(
     {"output", "resume", "device", "compile", "threads", "decode_threads", "cache", "data", "val_split", "quiet"}
-    | {"checkpoint_minutes", "time_limit"}
+    | {"checkpoint_minutes", "time_limit", "stall_timeout"}
     | {"eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "wandb_mode", "wandb_project", "wandb_name"}
 )
 
@@ -197,6 +225,10 @@ def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     yield data.image_size >= 0, "image_size", "pixels, 0 for the data's own size"
     yield data.crop_padding >= -1, "crop_padding", "pixels, -1 for an eighth of the side"
     yield 0 < data.crop_scale <= 1, "crop_scale", "must be in (0, 1]"
+    wrong = next((word for word in data.augment if _augmentation(word) is None), None)
+    yield wrong is None, "augment", f"{wrong!r} is none of {AUGMENTATIONS}"
+    once = len({word.partition("=")[0] for word in data.augment}) == len(data.augment)
+    yield once, "augment", "each of them once"
     yield data.decode_threads >= 0, "decode_threads", "must be >= 0 (0: automatic)"
     yield data.window_shards >= 1, "window_shards", "must be >= 1"
     yield bool(model.model), "model", "name a model: cnn, resnet18, ..."
@@ -225,6 +257,7 @@ def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     yield run.checkpoint_every >= 0, "checkpoint_every", "must be >= 0 (0: at epoch ends only)"
     yield run.checkpoint_minutes >= 0, "checkpoint_minutes", "must be >= 0 (0: not by time)"
     yield run.time_limit >= 0, "time_limit", "minutes, 0 for none"
+    yield run.stall_timeout == 0 or run.stall_timeout >= 1, "stall_timeout", "seconds, at least 1; 0 for never"
     for name, value in flatten(config).items():
         yield not isinstance(value, float) or math.isfinite(value), name, "must be finite"
     yield run.keep_checkpoints >= 1, "keep_checkpoints", "must be >= 1"

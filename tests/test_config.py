@@ -31,6 +31,7 @@ FLAGS: dict[str, Any] = {
     "crop_padding": -1,
     "crop_scale": 0.35,
     "flip": "auto",
+    "augment": [],
     "cache": "auto",
     "decode_threads": 0,
     "window_shards": 16,
@@ -75,19 +76,20 @@ FLAGS: dict[str, Any] = {
     "wandb_project": "distcnn",
     "wandb_name": "",
     "time_limit": 0.0,
+    "stall_timeout": 300.0,
     "quiet": False,
 }
 
 # Everything set to something else, in flags, and the flat values they stand for.
 ALL_CHANGED = shlex.split(
     "--data /x/y --train-split a --val-split b --image-size 96 --crop pad --crop-padding 4 --crop-scale 0.08"
-    " --flip none --cache off --decode-threads 3 --window-shards 2 --model resnet18 --channels 3 5 7 --kernel-size 5"
+    " --flip none --augment trivial-augment cutout=8 --cache off --decode-threads 3 --window-shards 2 --model resnet18 --channels 3 5 7 --kernel-size 5"
     " --activation silu --norm none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen"
     " --epochs 3 --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --momentum 0 --weight-decay 5e-4"
     " --warmup-epochs 2 --schedule linear --label-smoothing 0.1 --mixup 0.2 --cutmix 1 --ema-decay 0.999"
     " --clip-grad-norm 1.5 --output out --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16"
     " --compile --reduction ddp --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5"
-    " --checkpoint-minutes 9 --time-limit 8"
+    " --checkpoint-minutes 9 --time-limit 8 --stall-timeout 60"
     " --wandb-mode disabled --wandb-project p --wandb-name n --quiet"
 )
 
@@ -195,6 +197,8 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path: Path, text: str, message: st
         (["--kernel-size", "4"], "--kernel-size 4: must be odd and positive"),
         (["--channels", "8", "0"], "--channels 8 0: one or more positive numbers"),
         (["--tile-size", "0"], "--tile-size 0: must be >= 1"),
+        (["--augment", "erasing=2"], "--augment erasing=2: 'erasing=2' is none of trivial-augment, "),
+        (["--augment", "cutout=8", "cutout=9"], "--augment cutout=8 cutout=9: each of them once"),
         (["--model", ""], "--model : name a model: cnn, resnet18, ..."),
         (["--output", "a\udcff"], "--output a\udcff: must be UTF-8 text"),
     ],
@@ -220,6 +224,7 @@ def test_every_limit_is_tried_from_both_sides() -> None:
         ("warmup_epochs", [0.0, 20.0], [-0.1, 20.1]),
         ("time_limit", [0.0, 1e-3], [-1.0, float("inf")]),
         ("checkpoint_minutes", [0.0, 1e-3], [-1.0, float("nan"), float("inf")]),
+        ("stall_timeout", [0.0, 1.0], [-1.0, 0.5, float("nan"), float("inf")]),
         ("hidden", [0, 1], [-1]),
         ("eval_every", [1], [0]),
         ("log_every", [1], [0]),

@@ -28,6 +28,60 @@ class DecodeError(ValueError):
     """These bytes are not an image that can be used; the text says why."""
 
 
+class Scratch:
+    """Memory for one decoded image after another: one for each thread. Fresh arrays would cost page faults."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def at_least(self, values: int) -> Pixels:
+        """(>= values,) uint8: the same memory at every call, unless it has to grow."""
+        if len(self._memory) < values:
+            self._memory = np.empty(values + values // 4, dtype=np.uint8)
+        return self._memory
+
+
+def decode_into(data: bytes, slot: Pixels) -> Pixels:
+    """(H, W, 3) uint8 RGB, decoded straight into `slot`, and then `slot` itself, where it has that shape.
+
+    An image of another shape is returned as an array of its own; what is in `slot` then is not defined. The pixels
+    are those of `decode`. Raises DecodeError.
+    """
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) == slot.shape[:2] and space != "CMYK":
+            simplejpeg.decode_jpeg(data, "RGB", buffer=slot)
+            return slot
+    except ValueError:
+        pass  # not a JPEG file, or one whose damage `decode` describes
+    return decode(data)
+
+
+def jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels from the header of a JPEG file that `decode_reduced` takes; None for all else."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if space != "CMYK" and height * width <= MAX_PIXELS else None
+
+
+def decode_reduced(data: bytes, shape: tuple[int, int], factor: int, scratch: Scratch) -> Pixels:
+    """(ceil(H / factor), ceil(W / factor), 3) uint8 RGB of a JPEG file of `jpeg_shape` (H, W); factor 1, 2, 4 or 8.
+
+    It is scaled in the cosine domain while decoding, which costs a half to a quarter. The result lies in `scratch`, to
+    be used before the next call. With factor 1 the pixels are those of `decode`. Raises DecodeError.
+    """
+    height, width = -(-shape[0] // factor), -(-shape[1] // factor)
+    memory = scratch.at_least(height * width * 3)
+    least = {"min_height": height, "min_width": width, "min_factor": float(factor)} if factor > 1 else {}
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=memory, **least)
+        return pixels
+    except ValueError:  # Pillow takes some that libjpeg-turbo refuses, and says what is wrong with the others
+        return np.ascontiguousarray(decode(data)[::factor, ::factor])
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """(H, W, 3) uint8 RGB of an encoded image. Raises DecodeError."""
     if len(data) > MAX_BYTES:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from distcnn.data.decode import DecodeError, Pixels, decode
+from distcnn.data.cache import PixelCache
+from distcnn.data.decode import Pixels
+from distcnn.data.fill import BadSample as BadSample
+from distcnn.data.fill import Filled, Filler
 from distcnn.data.order import EpochOrder, Ids
-from distcnn.data.shards import SplitReader
-from distcnn.data.views import View, resize_into
-from distcnn.errors import DataError
+from distcnn.data.readers import Reader
+from distcnn.data.shards import Found
+from distcnn.data.views import View
 
 MIN_CHUNK_PIXELS = 1 << 18  # decoding less than this in one task costs more in hand-offs than it gains
 
@@ -46,23 +48,16 @@ class Tile:
     weights: torch.Tensor  # (n,) float32: 1, or 0 for a sample that could not be read
 
 
-@dataclass(frozen=True)
-class BadSample:
-    """A sample found bad at run time."""
-
-    shard: str
-    key: str
-    reason: str
-
-
 @dataclass
 class LoaderStats:
-    """What the loader did since it was made. Seconds are summed over threads, but `wait` is the consumer's."""
+    """What the loader did since it was made. Seconds; read, decode and resize are summed over threads."""
 
     samples: int = 0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
+    resize_seconds: float = 0.0
     wait_seconds: float = 0.0
+    collate_seconds: float = 0.0
     bad: list[BadSample] = field(default_factory=list)
 
 
@@ -70,33 +65,32 @@ class Loader:
     """Fills tile requests from the samples of a split.
 
     threads: how many read and decode at once. prefetch: steps made ahead; with 0, decoding and computing take turns,
-    which on a machine without a GPU is faster than fighting over the cores. cache: keep the decoded pixels of every
-    sample in memory (images of one size only).
+    which on a machine without a GPU is faster than fighting over the cores. cache_shape: keep the decoded pixels of
+    every sample in memory, (height, width) of them all. reduce: see `Filler`.
     """
 
     def __init__(
         self,
-        reader: SplitReader,
+        reader: Reader,
         view: View,
         seed: int,
         threads: int = 1,
         prefetch: int = 0,
         cache_shape: tuple[int, int] | None = None,
+        reduce: bool = False,
     ) -> None:
         self.reader, self.view, self.seed = reader, view, seed
         self.threads, self.prefetch = threads, prefetch
         self.on_bad: Callable[[BadSample], None] | None = None
         self.stats = LoaderStats()
+        cache = PixelCache(len(reader), *cache_shape) if cache_shape else None
+        self._filler = Filler(reader, view, seed, cache, reduce)
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 or prefetch else None
         self._buffers: list[Pixels] = []
         self._turn = 0
-        self._cache: NDArray[np.uint8] | None = None
-        if cache_shape is not None:
-            self._cache = np.empty((len(reader), *cache_shape, 3), dtype=np.uint8)
-            self._cached = np.zeros(len(reader), dtype=bool)
 
     def steps(self, requests: Iterable[Sequence[TileRequest]]) -> Iterator[list[Tile]]:
-        """One list of tiles for each list of requests, in their order. Raises DataError for a shard that is gone."""
+        """One list of tiles for each list of requests, in their order. Raises DataError for an index that is gone."""
         todo = iter(requests)
         pending: deque[_Step] = deque()
         while True:
@@ -104,9 +98,7 @@ class Loader:
                 pending.append(self._begin(step_requests))
             if not pending:
                 return
-            started = time.perf_counter()
             tiles = self._finish(pending.popleft())
-            self.stats.wait_seconds += time.perf_counter() - started
             if self.prefetch:
                 for step_requests in itertools.islice(todo, 1):
                     pending.append(self._begin(step_requests))
@@ -119,24 +111,31 @@ class Loader:
         self.reader.close()
 
     def _begin(self, requests: Sequence[TileRequest]) -> _Step:
+        started = time.perf_counter()
         ids = np.concatenate([request.ids for request in requests])
+        found = self.reader.find(ids)
         images = self._buffer(len(ids))
         epoch = requests[0].epoch
-        size = max(-(-MIN_CHUNK_PIXELS // self.view.size**2), -(-len(ids) // self.threads))
-        chunks: list[Future[_Filled] | _Filled] = []
+        begun = time.perf_counter()
+        self.stats.collate_seconds += begun - started
+        chunks: list[Future[Filled] | Filled] = []
         if self._pool is None:
-            chunks = [self._fill(ids, images, epoch)]
+            chunks = [self._filler.fill(ids, found, images, epoch)]
+            self.stats.wait_seconds += time.perf_counter() - begun
         else:
+            size = max(-(-MIN_CHUNK_PIXELS // self.view.size**2), -(-len(ids) // self.threads))
             for begin in range(0, len(ids), size):
                 part = slice(begin, begin + size)
-                chunks.append(self._pool.submit(self._fill, ids[part], images[part], epoch))
-        return _Step(requests, ids, images, chunks)
+                chunks.append(self._pool.submit(self._filler.fill, ids[part], found.part(part), images[part], epoch))
+        return _Step(requests, ids, found, images, chunks)
 
     def _finish(self, step: _Step) -> list[Tile]:
+        started = time.perf_counter()
+        chunks = [chunk.result() if isinstance(chunk, Future) else chunk for chunk in step.chunks]
+        waited = time.perf_counter()
         weights = torch.ones(len(step.ids))
         start = 0
-        for chunk in step.chunks:
-            filled = chunk.result() if isinstance(chunk, Future) else chunk
+        for filled in chunks:
             for place, bad in filled.bad:
                 weights[start + place] = 0
                 self.stats.bad.append(bad)
@@ -145,101 +144,29 @@ class Loader:
             start += filled.samples
             self.stats.read_seconds += filled.read_seconds
             self.stats.decode_seconds += filled.decode_seconds
+            self.stats.resize_seconds += filled.resize_seconds
         self.stats.samples += len(step.ids)
-        labels = torch.from_numpy(self.reader.labels(step.ids))
+        labels = torch.from_numpy(step.found.columns["label"].astype(np.int64))
         images = torch.from_numpy(step.images)
         tiles, start = [], 0
         for request in step.requests:
             part = slice(start, start + len(request.ids))
             tiles.append(Tile(request, images[part], labels[part], weights[part]))
             start = part.stop
+        self.stats.wait_seconds += waited - started
+        self.stats.collate_seconds += time.perf_counter() - waited
         return tiles
-
-    def _fill(self, ids: Ids, out: Pixels, epoch: int) -> _Filled:
-        """Decode `ids` into `out` (n, S, S, 3)."""
-        if self._cache is not None and self.view.kind == "none" and self._cached[ids].all():
-            np.take(self._cache, ids, axis=0, out=out)
-            return _Filled(len(ids))
-        started = time.perf_counter()
-        encoded = self._read(ids)
-        read_at = time.perf_counter()
-        pixels: list[Pixels | None] = [None] * len(ids)
-        bad: list[tuple[int, BadSample]] = []
-        for place, data in enumerate(encoded):
-            try:
-                if isinstance(data, str):
-                    raise DecodeError(data)
-                pixels[place] = data if isinstance(data, np.ndarray) else self._decode(data, int(ids[place]))
-            except DecodeError as error:
-                shard, key = self.reader.keys(ids[place : place + 1])[0]
-                bad.append((place, BadSample(shard, key, str(error))))
-        self._place(ids, pixels, out, epoch)
-        return _Filled(len(ids), bad, read_at - started, time.perf_counter() - read_at)
-
-    def _read(self, ids: Ids) -> list[bytes | Pixels | str]:
-        """Encoded bytes, or cached pixels, or why there are none."""
-        out: list[bytes | Pixels | str] = [b""] * len(ids)
-        wanted = np.arange(len(ids))
-        if self._cache is not None:
-            cached = self._cached[ids]
-            for place in np.flatnonzero(cached).tolist():
-                out[place] = self._cache[ids[place]]
-            wanted = np.flatnonzero(~cached)
-        try:
-            for place, data in zip(wanted.tolist(), self.reader.read(ids[wanted]), strict=True):
-                out[place] = data
-        except DataError:  # find out which
-            for missing in wanted.tolist():
-                try:
-                    out[missing] = self.reader.read(ids[missing : missing + 1])[0]
-                except DataError as error:
-                    out[missing] = str(error)
-        return out
-
-    def _decode(self, data: bytes, sample: int) -> Pixels:
-        pixels = decode(data)
-        if self._cache is not None:
-            if pixels.shape != self._cache.shape[1:]:
-                raise DecodeError(f"{pixels.shape[1]}x{pixels.shape[0]} px, but dataset.json says all are of one size")
-            self._cache[sample] = pixels
-            self._cached[sample] = True
-        return pixels
-
-    def _place(self, ids: Ids, pixels: list[Pixels | None], out: Pixels, epoch: int) -> None:
-        """Cut and scale each image into its slot; a missing one is black."""
-        shapes = np.array([(1, 1) if p is None else p.shape[:2] for p in pixels], dtype=np.int64).reshape(-1, 2)
-        boxes = None
-        if self.view.kind != "none":
-            boxes = self.view.boxes(ids, shapes[:, 0], shapes[:, 1], self.seed, epoch)
-        for place, image in enumerate(pixels):
-            if image is None:
-                out[place] = 0
-            elif boxes is None and image.shape[:2] == tuple(out.shape[1:3]):
-                out[place] = image
-            else:
-                whole = np.array([0, 0, *image.shape[:2]])
-                resize_into(out[place], image, whole if boxes is None else boxes[place])
 
     def _buffer(self, samples: int) -> Pixels:
         """(samples, S, S, 3) uint8, from a ring with one buffer for each step under way and one in use."""
         slots = max(self.prefetch, 1) + 1
         slot = self._turn % slots
         if len(self._buffers) < slots:
-            self._buffers.append(np.empty((0,), dtype=np.uint8))
+            self._buffers.append(np.empty((0, self.view.size, self.view.size, 3), dtype=np.uint8))
         if len(self._buffers[slot]) < samples:
             self._buffers[slot] = np.empty((samples, self.view.size, self.view.size, 3), dtype=np.uint8)
         self._turn += 1
         return self._buffers[slot][:samples]
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """What one task did."""
-
-    samples: int
-    bad: list[tuple[int, BadSample]] = field(default_factory=list)
-    read_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -248,8 +175,9 @@ class _Step:
 
     requests: Sequence[TileRequest]
     ids: Ids
+    found: Found
     images: Pixels
-    chunks: Sequence[Future[_Filled] | _Filled]
+    chunks: Sequence[Future[Filled] | Filled]
 
 
 def training_requests(order: EpochOrder, lanes: Iterable[int], first_step: int = 0) -> Iterator[list[TileRequest]]:

@@ -27,6 +27,7 @@ READ_MEMBERS = frozenset(IMAGE_MEMBERS + OTHER_MEMBERS)  # nothing else in a sha
 MAX_SMALL_BYTES = 1 << 20  # of a .cls or .json member
 MAX_KEY_BYTES = 1024  # every row of an index has room for the longest key
 OPEN_FILES = 128
+OPEN_INDEXES = 4096  # each is a mapping of memory, and the kernel grants a process 65,530 of them
 
 IndexRows = NDArray[np.void]
 
@@ -132,6 +133,31 @@ class _Handle:
         os.close(self.descriptor)
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where n samples lie: the numbers of their shards (n,) and their index rows (n,) without the keys."""
+
+    shards: NDArray[np.int64]
+    columns: IndexRows
+
+    def part(self, which: slice) -> Found:
+        """The same of some of the samples."""
+        return Found(self.shards[which], self.columns[which])
+
+
+COLUMNS = np.dtype([(name, index_dtype(1)[name]) for name in ("offset", "size", "label", "width", "height")])
+_RAW = np.dtype((np.void, COLUMNS.itemsize))  # a row without its key as one block of bytes
+
+
+def _groups(shards: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(shard number, positions that have it) for each shard in `shards`."""
+    order = np.argsort(shards, kind="stable")
+    ordered = shards[order]
+    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for where in np.split(order, cuts) if len(order) else ():
+        yield int(shards[where[0]]), where
+
+
 class SplitReader:
     """Bytes, labels and keys of a split by sample id. Safe to use from many threads."""
 
@@ -151,12 +177,19 @@ class SplitReader:
         shards = np.searchsorted(self._first_id, ids, side="right") - 1
         return shards, ids - self._first_id[shards]
 
+    def find(self, ids: NDArray[np.int64]) -> Found:
+        """Where samples lie and what the indexes say of them."""
+        shards, rows = self.locate(ids)
+        columns = np.empty(len(ids), dtype=COLUMNS)
+        raw = columns.view(_RAW)
+        for shard, where in _groups(shards):
+            index = self.index(shard)
+            raw[where] = np.ndarray(len(index), _RAW, index, strides=index.strides)[rows[where]]
+        return Found(shards, columns)
+
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64 labels, -1 where a sample has none."""
-        out = np.empty(len(ids), dtype=np.int64)
-        for where, rows, index in self._by_shard(ids):
-            out[where] = index["label"][rows]
-        return out
+        return self.find(ids).columns["label"].astype(np.int64)
 
     def keys(self, ids: NDArray[np.int64]) -> list[tuple[str, str]]:
         """(shard name, key) of each id, to name samples in messages."""
@@ -166,21 +199,22 @@ class SplitReader:
             for s, r in zip(shards, rows, strict=True)
         ]
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+    def read(self, ids: NDArray[np.int64], found: Found | None = None) -> list[bytes]:
         """The encoded images, in the order of `ids`. Raises DataError naming shard and key of what cannot be read."""
+        found = found or self.find(ids)
         out: list[bytes] = [b""] * len(ids)
-        for where, rows, index in self._by_shard(ids):
-            shard = int(self.locate(ids[where[:1]])[0][0])
+        offsets, sizes = found.columns["offset"].tolist(), found.columns["size"].tolist()
+        for shard, where in _groups(found.shards):
             file = self._open(shard)  # held here, so that it stays open even if another thread drops it from the cache
-            picked = index[rows]
-            for slot, offset, size in zip(
-                where.tolist(), picked["offset"].tolist(), picked["size"].tolist(), strict=True
-            ):
-                data = os.pread(file.descriptor, size, offset)
-                if len(data) != size:
+            for slot in where.tolist():
+                try:
+                    out[slot] = data = os.pread(file.descriptor, sizes[slot], offsets[slot])
+                except OSError as error:
+                    name, key = self.keys(ids[slot : slot + 1])[0]
+                    raise DataError(f"shard {name}, sample {key!r}: {error.strerror or error}") from error
+                if len(data) != sizes[slot]:
                     name, key = self.keys(ids[slot : slot + 1])[0]
                     raise DataError(f"shard {name} ends within sample {key!r}: it was cut after it was indexed")
-                out[slot] = data
         return out
 
     def index(self, shard: int) -> IndexRows:
@@ -188,7 +222,11 @@ class SplitReader:
         rows = self._indexes.get(shard)
         if rows is None:
             entry = self.split.shards[shard]
-            rows = self._indexes[shard] = load_index(self.root / entry.index, entry)
+            rows = np.asarray(load_index(self.root / entry.index, entry))  # without numpy.memmap's Python around it
+            with self._lock:
+                while len(self._indexes) >= OPEN_INDEXES:
+                    del self._indexes[next(iter(self._indexes))]
+                self._indexes[shard] = rows
         return rows
 
     def close(self) -> None:
@@ -196,13 +234,6 @@ class SplitReader:
         with self._lock:
             self._files.clear()
             self._indexes.clear()
-
-    def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], IndexRows]]:
-        """(positions in `ids`, their rows, the index) for each shard that `ids` touch."""
-        shards, rows = self.locate(ids)
-        for shard in np.unique(shards):
-            where = np.flatnonzero(shards == shard)
-            yield where, rows[where], self.index(int(shard))
 
     def _open(self, shard: int) -> _Handle:
         with self._lock:

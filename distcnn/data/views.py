@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ from distcnn.data.decode import Pixels
 
 RATIO_RANGE = (3 / 4, 4 / 3)
 TRIES = 10
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out  # what F.interpolate(antialias=True) calls
+_DRAWS = (keyed.AREA, keyed.RATIO, keyed.CROP_TOP, keyed.CROP_LEFT)
 EVALUATION_SHARE = 0.875  # of the shorter side that an evaluation looks at: 224 of 256
 
 
@@ -55,22 +58,24 @@ def _random_resized(
     epoch: int,
 ) -> NDArray[np.int64]:
     """The first of ten tries that fits, else the largest centred box within the allowed ratios."""
-    boxes = _largest_centred(heights, widths)
-    missing = np.ones(len(ids), dtype=bool)
+    boxes = np.empty((len(ids), 4), dtype=np.int64)
+    left_over = np.arange(len(ids))
     low, high = np.log(RATIO_RANGE)
     for attempt in range(TRIES):
-        key = ids * TRIES + attempt
-        area = heights * widths * (scale + (1 - scale) * keyed.uniform(key, seed, epoch, keyed.AREA))
-        ratio = np.exp(low + (high - low) * keyed.uniform(key, seed, epoch, keyed.RATIO))
+        area_draw, ratio_draw, top_draw, left_draw = keyed.uniforms(ids * TRIES + attempt, seed, epoch, _DRAWS)
+        area = heights * widths * (scale + (1 - scale) * area_draw)
+        ratio = np.exp(low + (high - low) * ratio_draw)
         w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-        fits = missing & (w > 0) & (h > 0) & (w <= widths) & (h <= heights)
-        top = (keyed.uniform(key, seed, epoch, keyed.CROP_TOP) * (heights - h + 1)).astype(np.int64)
-        left = (keyed.uniform(key, seed, epoch, keyed.CROP_LEFT) * (widths - w + 1)).astype(np.int64)
-        boxes[fits] = np.stack([top, left, h, w], axis=1)[fits]
-        missing &= ~fits
-        if not missing.any():
-            break
+        top = (top_draw * (heights - h + 1)).astype(np.int64)
+        left = (left_draw * (widths - w + 1)).astype(np.int64)
+        fits = (w > 0) & (h > 0) & (w <= widths) & (h <= heights)
+        boxes[left_over] = np.array((top, left, h, w)).T  # what does not fit is written over
+        if fits.all():
+            return boxes
+        again = ~fits
+        left_over, ids, heights, widths = left_over[again], ids[again], heights[again], widths[again]
+    boxes[left_over] = _largest_centred(heights, widths)
     return boxes
 
 
@@ -80,17 +85,27 @@ def _largest_centred(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> N
     return np.stack([(heights - h) // 2, (widths - w) // 2, h, w], axis=1)
 
 
-def resize_into(out: Pixels, pixels: Pixels, box: NDArray[np.int64]) -> None:
-    """Cut `box` out of (H, W, 3) pixels and scale it into `out` (S, S, 3): bilinear with antialias."""
-    top, left, height, width = box.tolist()
+def reduction(box: Sequence[int], size: int) -> int:
+    """8, 4, 2 or 1: by how much an image may be reduced while it is decoded, so that `box` still has `size` pixels."""
+    factor = min(box[2], box[3]) // size
+    return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
+
+
+def resize_into(slot: Pixels, pixels: Pixels, box: Sequence[int]) -> None:
+    """Cut `box` (top, left, height, width) out of (H, W, 3) pixels and scale it into `slot` (S, S, 3), contiguous.
+
+    Bilinear with antialias. torch's kernel for uint8 writes straight into the slot: of the four ways measured the
+    fastest (benchmarks/LOG.md).
+    """
+    top, left, height, width = box
     cut_HWC = pixels[top : top + height, left : left + width]
-    side = out.shape[0]
-    if (height, width) == (side, side):
-        out[:] = cut_HWC
+    side = slot.shape[0]
+    if height == side and width == side:
+        slot[:] = cut_HWC
         return
     if not cut_HWC.flags.writeable:  # Pillow's pixels; torch warns of them
         cut_HWC = cut_HWC.copy()
-    # The strides of channels_last take the fast path of torch's uint8 kernel.
-    cut_NCHW = torch.from_numpy(cut_HWC).permute(2, 0, 1)[None]
-    scaled = torch.nn.functional.interpolate(cut_NCHW, size=(side, side), mode="bilinear", antialias=True)
-    out[:] = scaled[0].permute(1, 2, 0).numpy()
+    # 1 H W 3 -> 1 3 H W: the strides of channels_last take the vectorised path, given an output that has them too
+    cut_NCHW = torch.from_numpy(cut_HWC[None]).permute(0, 3, 1, 2)
+    out_NCHW = torch.from_numpy(slot[None]).permute(0, 3, 1, 2)
+    _resize(cut_NCHW, [side, side], False, None, None, out=out_NCHW)

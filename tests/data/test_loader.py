@@ -194,9 +194,13 @@ def test_bad_samples_keep_their_slot_with_weight_0_and_are_named(tmp_path: Path,
         assert all("was cut after it was indexed" in entry.reason for entry in told)
 
 
-def test_an_image_of_another_size_than_the_set_has_is_bad(tmp_path: Path) -> None:
+def test_an_image_of_another_size_than_the_set_has_is_scaled_and_not_cached(tmp_path: Path) -> None:
     reader = make_reader(tmp_path, [5], ((12, 12), (12, 12), (12, 13)))
-    loader = Loader(reader, View(12, "none"), 0, cache_shape=(12, 12))
-    ((tile,),) = loader.steps([[TileRequest(0, 0, 0, np.arange(5))]])
-    assert tile.weights.tolist() == [1, 1, 0, 1, 1]
-    assert "13x12 px" in loader.stats.bad[0].reason
+    seen_by = []
+    for cache in (None, (12, 12)):
+        loader = Loader(reader, View(12, "none"), 0, cache_shape=cache)
+        for _ in range(2):
+            ((tile,),) = loader.steps([[TileRequest(0, 0, 0, np.arange(5))]])
+            seen_by.append(list(seen(tile)))
+            assert tile.weights.tolist() == [1] * 5
+    assert all(rows == seen_by[0] for rows in seen_by)

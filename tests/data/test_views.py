@@ -104,7 +104,7 @@ def test_impossible_views_are_refused(size: int, scale: float) -> None:
 def test_scaling_is_antialiased_bilinear_as_pillow_does_it(box: tuple[int, int, int, int]) -> None:
     pixels = picture(1, 60, 80)
     out = np.empty((16, 16, 3), dtype=np.uint8)
-    resize_into(out, pixels, np.array(box))
+    resize_into(out, pixels, box)
     top, left, height, width = box
     cut = Image.fromarray(pixels[top : top + height, left : left + width])
     expected = np.asarray(cut.resize((16, 16), Image.Resampling.BILINEAR))

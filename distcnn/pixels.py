@@ -1,0 +1,95 @@
+"""Batched kernels on pixels, for any device: crop, mirror, normalise, fill. N samples, H W pixels, C = 3 channels.
+
+Every value is computed by single, exactly rounded operations, so that a sample's pixels do not depend on the batch
+that it came in, on its place there or on the number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distcnn.data.order import Ids
+
+CHUNK_VALUES = 1 << 18  # on a CPU, work through a batch in parts that stay in the processor's cache
+
+
+def crop_padded(images_NHWC: torch.Tensor, top: Ids, left: Ids, padding: int, reflect: bool) -> torch.Tensor:
+    """(n, S, S, 3) uint8: images padded by `padding` pixels, then cut at (top, left), each (n,) of 0 .. 2 * padding.
+
+    The border is black or mirrors the image. One gather of whole windows: an image is as cheap as a copy of it.
+    """
+    n, side = images_NHWC.shape[:2]
+    wide = side + 2 * padding
+    padded = images_NHWC.new_zeros((n, wide, wide, 3))
+    inner = slice(padding, padding + side)
+    padded[:, inner, inner] = images_NHWC
+    if reflect and padding:
+        padded[:, inner, :padding] = images_NHWC[:, :, 1 : padding + 1].flip(2)
+        padded[:, inner, padding + side :] = images_NHWC[:, :, side - 1 - padding : side - 1].flip(2)
+        padded[:, :padding] = padded[:, padding + 1 : 2 * padding + 1].flip(1)
+        padded[:, padding + side :] = padded[:, side - 1 : padding + side - 1].flip(1)
+    # Every window of the batch, laid over the same memory: n * wide * wide - ... possible corners, S rows, S * 3 values
+    corners = n * wide * wide - (side - 1) * wide - side + 1
+    windows = padded.view(-1).as_strided((corners, side, side * 3), (3, wide * 3, 1))
+    corner = np.arange(n) * (wide * wide) + top * wide + left
+    return windows.index_select(0, to_device(corner, images_NHWC.device)).view(n, side, side, 3)
+
+
+def mirror(images_NHWC: torch.Tensor, flipped: NDArray[np.bool_]) -> torch.Tensor:
+    """(n, H, W, 3): a copy in which the images marked in `flipped` (n,) are mirrored left-right."""
+    out = images_NHWC.clone()
+    which = np.flatnonzero(flipped)
+    at_once = (
+        max(CHUNK_VALUES // max(images_NHWC[:1].numel(), 1), 1) if images_NHWC.device.type == "cpu" else len(which)
+    )
+    for start in range(0, len(which), max(at_once, 1)):
+        index = to_device(which[start : start + at_once], images_NHWC.device)
+        # N H W C -> N C H W in channels_last, for which torch has a vectorised flip of bytes
+        turned = images_NHWC.index_select(0, index).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        out.index_copy_(0, index, turned)
+    return out
+
+
+def normalise(images_NHWC: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(n, 3, H, W) float32 in channels_last from (n, H, W, 3) values of 0 .. 255: (x / 255 - mean) / std."""
+    n, height, width, channels = images_NHWC.shape
+    rows = images_NHWC.reshape(n, height, width * channels)  # so that the inner loop runs over a row, not over 3 values
+    shift = torch.tensor([255 * m for m in mean], dtype=torch.float32).repeat(width).to(rows.device)
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).repeat(width).to(rows.device)
+    out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    step = _chunk(rows)
+    for start in range(0, n, step):
+        part = out[start : start + step]
+        part.copy_(rows[start : start + step]).sub_(shift).mul_(scale)
+    return out.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def fill_boxes_(x_NCHW: torch.Tensor, boxes: NDArray[np.int64], value: float) -> None:
+    """Set a box of each image to `value`, in place. boxes (n, 4): top, left, height, width; height 0 = none."""
+    if x_NCHW.device.type == "cpu":
+        for image_CHW, (top, left, height, width) in zip(x_NCHW, boxes.tolist(), strict=True):
+            if height:
+                image_CHW[:, top : top + height, left : left + width] = value
+        return
+    rows, columns = np.arange(x_NCHW.shape[2]), np.arange(x_NCHW.shape[3])
+    in_rows = (rows >= boxes[:, :1]) & (rows < boxes[:, :1] + boxes[:, 2:3])  # (n, H)
+    in_columns = (columns >= boxes[:, 1:2]) & (columns < boxes[:, 1:2] + boxes[:, 3:4])  # (n, W)
+    inside = (
+        to_device(in_rows, x_NCHW.device)[:, None, :, None] & to_device(in_columns, x_NCHW.device)[:, None, None, :]
+    )
+    x_NCHW.masked_fill_(inside, value)
+
+
+def _chunk(images: torch.Tensor) -> int:
+    """How many images to work on at once."""
+    if images.device.type != "cpu":
+        return max(len(images), 1)
+    return max(CHUNK_VALUES // max(images[:1].numel(), 1), 1)
+
+
+def to_device(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> torch.Tensor:
+    """A numpy array on a device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
