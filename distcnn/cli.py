@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(rest) if parse else flags.parse(command.Options, rest, f"distcnn {name}", command.__doc__)
         return int(command.run(options))
     except UserError as error:
-        if not others_speak():
+        if error.speaks or not others_speak():
             print(f"distcnn {name}: error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from distcnn.config import RunConfig
 from distcnn.errors import UserError
 from distcnn.optim import skip_unless
 from distcnn.tree import BinaryCounter, tree_sum
-from distcnn.world import World
+from distcnn.world import World, bound_processes
 
 TIMEOUT_SECONDS = 900
 
@@ -40,14 +41,18 @@ class Runtime:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no GPU here (nvidia-smi tells whether the driver does)")
         self.world, self.tree = world, config.reduction == "tree"
-        self.accelerator = accelerate.Accelerator(
-            cpu=config.device == "cpu" or not torch.cuda.is_available(),
-            mixed_precision=config.mixed_precision,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS)),
-            ],
-        )
+        timeout = max(TIMEOUT_SECONDS, 2 * config.stall_timeout)  # the watchdog comes first: it knows names
+        try:
+            self.accelerator = accelerate.Accelerator(
+                cpu=config.device == "cpu" or not torch.cuda.is_available(),
+                mixed_precision=config.mixed_precision,
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                    InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout)),
+                ],
+            )
+        except dist.DistError as error:
+            raise UserError(f"the processes cannot meet: {_meeting_trouble(str(error))}", world.is_main) from error
         if self.accelerator.num_processes != world.size:
             raise UserError(
                 f"{world.size} processes were started, but they did not find each other"
@@ -202,6 +207,25 @@ class Runtime:
         flat.copy_(sent[: flat.numel()])
 
 
+def broken_by_another(error: BaseException) -> bool:
+    """Whether a collective operation has failed, as it does when another process of the group has gone."""
+    texts = ("gloo", "NCCL", "Connection closed", "Connection reset")
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(text in str(error) for text in texts)
+    )
+
+
+def _meeting_trouble(text: str) -> str:
+    """What went wrong where the processes meet, and what to do, from torch's own words."""
+    port = re.search(r"port: (\d+)", text)
+    if "EADDRINUSE" in text and port:
+        return (
+            f"port {port[1]} is in use by another program or run; give another one"
+            " (torchrun --master-port, accelerate launch --main_process_port, or MASTER_PORT)"
+        )
+    return f"{text.splitlines()[0]} (have all been started, and do they reach MASTER_ADDR?)"
+
+
 class _Sum(torch.autograd.Function):
     """An all-reduce whose backward is an all-reduce, too."""
 
@@ -284,5 +308,5 @@ def _views(flat: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Ten
 
 
 def process_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """The cores that the processes of this node have together."""
+    return len(os.sched_getaffinity(0)) * bound_processes()

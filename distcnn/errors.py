@@ -11,11 +11,26 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped on request with everything saved; ru
 
 
 class UserError(Exception):
-    """Bad input, found before anything was changed. Its text is the whole message: one line, no trace back."""
+    """Bad input, found before anything was changed. Its text is the whole message: one line, no trace back.
+
+    `speaks`: this process prints it even if it is not rank 0.
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, text: str, speaks: bool = False) -> None:
+        super().__init__(text)
+        self.speaks = speaks
 
 
 class DataError(UserError):
     """Bad data: names the file or shard, and the key where there is one."""
+
+
+class LostRank(UserError):
+    """Another process of the run has died, failed or hangs: nothing that this one did wrong. Run it again."""
+
+    exit_code = EXIT_FAILED
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from distcnn import checkpoint
 from distcnn.augment import Augment
 from distcnn.batchnorm import TileStatistics
+from distcnn.blackbox import BlackBox
 from distcnn.build import Dataset, make_augment, make_loader, make_model
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
@@ -22,14 +23,22 @@ from distcnn.data.order import EpochOrder
 from distcnn.distributed import Flags, Runtime, process_cores
 from distcnn.ema import Ema
 from distcnn.errors import UserError
+from distcnn.heartbeat import SAVE, Pulse
+from distcnn.heartbeat import clear as clear_heartbeats
 from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
 from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import run_facts
 from distcnn.runfolder import LEDGER, QUARANTINE, append_row, check_same_run, cut_rows, open_run
+from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
+from distcnn.stragglers import Stragglers
 from distcnn.tracking import Tracker
 from distcnn.world import World, torchrun_restarts
+
+
+class NotFinite(UserError):
+    """Training has diverged."""
 
 
 @dataclass
@@ -53,6 +62,9 @@ class Job:
     stop: StopRequest
     writer: checkpoint.Writer  # used by rank 0
     flags: Flags
+    pulse: Pulse
+    stragglers: Stragglers
+    blackbox: BlackBox
     ema: Ema | None = None
     tracker: Tracker | None = None  # rank 0 only
     position: Position = field(default_factory=Position)
@@ -61,6 +73,7 @@ class Job:
     best: dict[str, float] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)  # when rank 0 last began a checkpoint
     bad_steps: int = 0  # left out in a row because something was not finite
+    left_out: int = 0  # steps of this process, for that reason
 
     @property
     def run(self) -> Path:
@@ -99,10 +112,14 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
     if runtime.world.is_main:
         try:
             found, warnings = open_run(config)
+            count_start(config.output, checkpoint.step_of(found) if found else 0)
+            clear_heartbeats(config.output)
             stop = clear_stop_file(config.output, torchrun_restarts())
             answer = {"path": str(found) if found else "", "warnings": warnings, "stop": stop}
         except UserError as error:
             answer = {"error": str(error)}
+        except OSError as error:
+            answer = {"error": f"--output {config.output} cannot be written: {error.strerror or error}"}
     answer = runtime.broadcast(answer)
     if "error" in answer:
         raise UserError(answer["error"])
@@ -114,7 +131,14 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
     return Path(answer["path"]) if answer["path"] else None
 
 
-def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: Console, stop: StopRequest) -> Job:
+def build_job(
+    config: TrainConfig,
+    dataset: Dataset,
+    runtime: Runtime,
+    console: Console,
+    stop: StopRequest,
+    pulse: Pulse | None = None,
+) -> Job:
     """Build model, optimizer, loaders. Nothing is read from a checkpoint yet."""
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
@@ -145,6 +169,9 @@ def build_job(config: TrainConfig, dataset: Dataset, runtime: Runtime, console: 
         stop=stop,
         writer=checkpoint.Writer(config.output, config.run.keep_checkpoints, console.warn),
         flags=Flags(runtime.device),
+        pulse=pulse or Pulse(runtime.world),
+        stragglers=Stragglers(runtime.world.rank, runtime.world.size, console.warn),
+        blackbox=BlackBox(Flags.LAG if gpu else 0),
         ema=ema,
     )
 
@@ -200,6 +227,8 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
 
 def save(job: Job, best: bool = False) -> None:
     """Begin to write a checkpoint on rank 0. A full disk is a warning: the old one stays, the next save tries again."""
+    job.pulse.mark(SAVE, job.position)
+    refuse_what_is_not_finite(job)
     ledger = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
     if not job.is_main:
         return
@@ -217,3 +246,15 @@ def save(job: Job, best: bool = False) -> None:
     ema = job.ema.model.state_dict() if job.ema else None
     job.saved_at = time.monotonic()
     job.writer.save(job.position.total, job.model.state_dict(), ema, trainer, state, best)
+
+
+def refuse_what_is_not_finite(job: Job) -> None:
+    """Raises NotFinite before weights are saved that are. They are the same on all ranks, so all do so together."""
+    modules = [job.model, *([job.ema.model] if job.ema else [])]
+    tensors = [t for module in modules for t in module.state_dict().values() if t.is_floating_point()]
+    bad = torch.stack([~torch.isfinite(tensor).all() for tensor in tensors]).any()
+    if bad:
+        raise NotFinite(
+            f"weights are not finite after step {job.position.total}, and so are not saved: lower --lr; the last"
+            " checkpoint is good"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -39,10 +40,14 @@ class Meter:
         self.total_samples += samples
 
     def settle(self, losses: list[float]) -> None:
-        """Move what was added into `losses` (sum, number of steps): waits for the device."""
+        """Move what was added into `losses` (sum, number of steps): waits for the device.
+
+        A loss that is not finite is left out, as its step was.
+        """
         for value in torch.stack(self._losses).tolist() if self._losses else []:
-            losses[0] += value
-            losses[1] += 1
+            if math.isfinite(value):
+                losses[0] += value
+                losses[1] += 1
         self._losses.clear()
 
     def row(self, losses: list[float]) -> dict[str, float]:
@@ -51,7 +56,7 @@ class Meter:
         self.stop()
         seconds = max(self._seconds, 1e-9)
         values = {
-            "train/loss": losses[0] / max(losses[1], 1.0),
+            "train/loss": losses[0] / losses[1] if losses[1] else math.nan,
             "perf/images_per_second": self._samples / seconds,
             "perf/wait_share": self._waited / seconds,
         }

@@ -5,7 +5,7 @@ N samples of a tile, K classes. All of it runs on every rank; what only rank 0 d
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,29 +16,28 @@ import torch
 from distcnn.build import compute_threads, open_dataset
 from distcnn.config import TrainConfig
 from distcnn.console import Console, percent
-from distcnn.data import keyed
-from distcnn.data.loader import Tile, TileRequest, training_requests
+from distcnn.data.loader import Tile, training_requests
 from distcnn.data.order import EpochOrder
 from distcnn.distributed import Runtime, process_cores
-from distcnn.errors import DataError, UserError
+from distcnn.errors import DataError
 from distcnn.evaluate import evaluate
-from distcnn.job import Job, begin_tracking, build_job, check_lanes, claim_run, restore, save
+from distcnn.heartbeat import COMPUTE, DATA, EVALUATE, FINISH, REDUCE
+from distcnn.job import Job, NotFinite, begin_tracking, build_job, check_lanes, claim_run, restore, save
 from distcnn.losses import loss_sum
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
 from distcnn.preempt import Preempted, StopRequest
 from distcnn.results import finish, report_known, report_stopped
 from distcnn.runfolder import LEDGER, QUARANTINE, append_row
+from distcnn.starts import counted
 from distcnn.state import Ledger, Position
+from distcnn.tiles import blank, forward_seed
+from distcnn.watchdog import watched
 from distcnn.world import World
 
 MAX_BAD_SHARE = 0.01  # of the samples seen by a rank; beyond it the run stops
 MAX_BAD_STEPS = 10  # in a row that are not finite; then the run stops
 EVALUATION_TILE = 32
-
-
-class NotFinite(UserError):
-    """Training has diverged."""
 
 
 def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None = None) -> dict[str, Any]:
@@ -56,14 +55,16 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
         runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
         try:
             resume_from = claim_run(config, runtime, console)
-            job = build_job(config, dataset, runtime, console, stop)
-            restore(job, resume_from)
-            if job.position.epoch >= config.optim.epochs and (known := report_known(job)):
-                return known
-            begin_tracking(job, resume_from)
-            if watch:
-                watch(job)
-            return run_epochs(job, started)
+            limit = config.run.stall_timeout
+            with counted(config.output, world.is_main), watched(config.output, world, limit) as pulse:
+                job = build_job(config, dataset, runtime, console, stop, pulse)
+                restore(job, resume_from)
+                if job.position.epoch >= config.optim.epochs and (known := report_known(job)):
+                    return known
+                begin_tracking(job, resume_from)
+                if watch:
+                    watch(job)
+                return run_epochs(job, started)
         finally:
             runtime.close()
 
@@ -77,6 +78,7 @@ def run_epochs(job: Job, started: float) -> dict[str, Any]:
             evaluation = close_epoch(job)
         if evaluation is None:  # it was ended between the last checkpoint and its results
             evaluation = evaluate_now(job)
+        job.pulse.mark(FINISH)
         return finish(job, evaluation, time.monotonic() - started)
     except Preempted as request:
         report_stopped(job, request, time.monotonic() - started)
@@ -93,13 +95,16 @@ def train_epoch(job: Job) -> None:
     order = epoch_order(job, job.position.epoch)
     lanes = job.config.geometry.lanes_of(world.rank, world.size)
     title, text = f"epoch {job.position.epoch + 1}/{config.optim.epochs}", ""
+    requests = job.pulse.follow(training_requests(order, lanes, job.position.step), job.loader.reader)
     with job.console.progress(title, order.samples, order.consumed(job.position.step)) as advance:
         job.meter.start()
-        for tiles in job.loader.steps(training_requests(order, lanes, job.position.step)):
+        job.pulse.mark(DATA, job.position)
+        for tiles in job.loader.steps(requests):
             samples = sum(order.tile_sizes(job.position.step))
             lr = job.schedule(job.position.total)
             loss, norm, flags = train_step(job, tiles, samples, lr)
             job.position = job.position.advance(samples)
+            check_finite(job, left_out=flags[2] > 0)
             for tile in tiles:
                 job.ledger.add(tile.request.ids)
             check_bad_share(job)
@@ -109,6 +114,7 @@ def train_epoch(job: Job) -> None:
             advance(samples, text)
             if job.position.step < order.steps:  # after the last step the epoch's end decides
                 obey(job, flags)
+            job.pulse.step_made(job.position)
         job.meter.stop()
 
 
@@ -119,21 +125,26 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
     the flags that all ranks agree on: how many want to stop, whether to save, whether the step was left out. A step
     whose loss or gradient is not finite changes nothing.
     """
-    runtime = job.runtime
+    runtime, stragglers, statistics = job.runtime, job.stragglers, job.statistics
     for tile in tiles:
         last = tile is tiles[-1]
         seen = len(tile.labels)
+        job.pulse.mark(COMPUTE)
         x_NCHW, targets = job.augment(tile if seen else blank(tile), runtime.device, train=True)
         torch.manual_seed(forward_seed(job.config.run.seed, tile.request))
-        job.statistics.begin(seen)
+        statistics.begin(seen)
         with runtime.tile(job.wrapped, last):
             with runtime.accelerator.autocast():
                 logits_NK = job.wrapped(x_NCHW)
             loss = loss_sum(logits_NK, targets, job.config.optim.label_smoothing) / samples
+            if last:
+                job.pulse.mark(REDUCE)
             runtime.backward(loss, last)
+        job.blackbox.tile(tile.request.lane, loss)
         wishes = torch.tensor([wants_stop(job), wants_save(job)] if last else [0.0, 0.0], dtype=torch.float64)
-        mine = [loss.detach().to(torch.float64)[None], wishes.to(loss.device), job.statistics.collect(seen)]
-        runtime.add(torch.cat(mine))
+        times = stragglers.mine(*(job.pulse.take_seconds() if last else (0.0, 0.0)))
+        wishes_and_times = torch.cat([wishes, times]).to(loss.device)
+        runtime.add(torch.cat([loss.detach().to(torch.float64)[None], wishes_and_times, statistics.collect(seen)]))
     totals = runtime.totals()
     norm = runtime.gradient_norm(job.config.optim.clip_grad_norm)
     finite = torch.isfinite(norm) & torch.isfinite(totals[0])
@@ -141,9 +152,11 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
     runtime.skip_unless(job.optimizer, finite)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    job.statistics.apply(totals[3:], samples, finite)
+    statistics.apply(totals[3 + stragglers.length :], samples, finite)
+    stragglers.add(totals[3 : 3 + stragglers.length])
     if job.ema:
         job.ema.update(job.model)
+    job.blackbox.step(job.position)
     return totals[0], norm, job.flags.read(torch.stack([totals[1], totals[2], (~finite).to(torch.float64)]))
 
 
@@ -158,17 +171,24 @@ def wants_save(job: Job) -> float:
     return float(job.is_main and minutes > 0 and time.monotonic() - job.saved_at >= 60 * minutes)
 
 
-def obey(job: Job, flags: list[float]) -> None:
-    """Do what all ranks have agreed on: stop (raises Preempted), or save, or give up on what is not finite."""
-    stop, wanted, left_out = flags
-    every = job.config.run.checkpoint_every
+def check_finite(job: Job, left_out: bool) -> None:
+    """Keep a record of a step that was not finite, and give up after too many in a row. All ranks do so together."""
     job.bad_steps = job.bad_steps + 1 if left_out else 0
+    if left_out:
+        job.left_out += 1
+        job.blackbox.write(job)
     if job.bad_steps >= MAX_BAD_STEPS:
         raise NotFinite(
             f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {job.position.total} of"
             f" epoch {job.position.epoch + 1}: lower --lr, set --clip-grad-norm, or check the data; the weights of"
             " the last checkpoint are good"
         )
+
+
+def obey(job: Job, flags: list[float]) -> None:
+    """Do what all ranks have agreed on: stop (raises Preempted), or save."""
+    stop, wanted, _ = flags
+    every = job.config.run.checkpoint_every
     if stop:
         stop_here(job)
     elif wanted or (every and job.position.total % every == 0):
@@ -179,6 +199,7 @@ def obey(job: Job, flags: list[float]) -> None:
 def stop_here(job: Job) -> NoReturn:
     """Save if there is time for it, wait until it is written, and raise Preempted. All ranks call it together."""
     reason = job.stop.reason or "another process was asked to stop"
+    job.stop.saving = True
     can_save = job.runtime.sum_integers(np.array([not job.stop.can_save(job.writer.seconds)]))[0] == 0
     if can_save:
         job.meter.settle(job.losses)
@@ -188,24 +209,12 @@ def stop_here(job: Job) -> NoReturn:
     raise Preempted(reason, bool(can_save))
 
 
-def blank(tile: Tile) -> Tile:
-    """One black image of weight 0 in place of no image: a rank with nothing to do in a step still takes part."""
-    images = torch.zeros((1, *tile.images.shape[1:]), dtype=torch.uint8)
-    request = dataclasses.replace(tile.request, ids=np.zeros(1, dtype=np.int64))
-    return Tile(request, images, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
-
-
-def forward_seed(seed: int, request: TileRequest) -> int:
-    """The seed of a tile's forward pass (dropout and the like): the same wherever the tile is computed."""
-    key = np.array([keyed.tile_key(request.step, request.lane)])
-    return int(keyed.words(key, seed, request.epoch, keyed.FORWARD)[0] >> np.uint64(1))
-
-
 def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
     """Write a row of metrics; returns what the progress line shows. Waits for the device."""
-    row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)}
+    row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)} | job.stragglers.row()
+    row |= {"train/left_out": job.left_out}
     if job.tracker:
-        job.tracker.log({**place(job.position), **row})
+        job.tracker.log(place(job.position) | {name: value for name, value in row.items() if math.isfinite(value)})
     return f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"
 
 
@@ -216,6 +225,7 @@ def close_epoch(job: Job) -> Evaluation | None:
     then the first thing that the resumed run does.
     """
     epoch, config = job.position.epoch, job.config
+    job.pulse.mark(EVALUATE, job.position)
     total = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
     row = total.row(epoch, len(job.loader.reader))
     if not row["exactly_once"]:
@@ -240,10 +250,13 @@ def evaluate_now(job: Job) -> Evaluation:
     model = job.ema.model if job.ema else job.model
     tile = max(job.config.optim.tile_size, EVALUATION_TILE)
     classes = job.dataset.classes
+
+    def give_up() -> bool:
+        job.pulse.mark(EVALUATE)
+        return bool(wants_stop(job))
+
     with job.console.progress("evaluation", len(job.val_loader.reader)) as advance:
-        found = evaluate(
-            job.runtime, model, job.val_loader, job.augment, tile, classes, advance, lambda: bool(wants_stop(job))
-        )
+        found = evaluate(job.runtime, model, job.val_loader, job.augment, tile, classes, advance, give_up)
     if found is None:
         stop_here(job)
     return found

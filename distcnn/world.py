@@ -89,6 +89,19 @@ def torchrun_restarts(environ: Mapping[str, str] | None = None) -> int:
     return int((os.environ if environ is None else environ).get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def bound_processes(environ: Mapping[str, str] | None = None) -> int:
+    """How many processes of this node launch/worker.sh gave a share of the cores each; 1 if they have not been shared.
+
+    Raises UserError for a value that is no number.
+    """
+    return _integer(os.environ if environ is None else environ, "DISTCNN_BOUND") or 1
+
+
+def launched_by_torchrun(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether torchrun (or `accelerate launch`, which runs it) started this process."""
+    return "TORCHELASTIC_RUN_ID" in (os.environ if environ is None else environ)
+
+
 def launched_alone_by_accelerate(environ: Mapping[str, str] | None = None) -> bool:
     """Whether `accelerate launch` was asked for several processes on the CPU, but started this one only.
 

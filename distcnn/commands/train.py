@@ -16,9 +16,10 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 
 def run(options: TrainConfig) -> int:
     """Train; 0 when the run is complete, 75 when it was asked to stop and has saved itself."""
-    from distcnn.launchers import become_torchrun, forgotten_processes
+    from distcnn.launchers import become_torchrun, end_with_launcher, forgotten_processes
     from distcnn.world import read_world
 
+    end_with_launcher()
     processes = forgotten_processes()
     if processes:
         become_torchrun(processes, sys.argv)
