@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if error.speaks or not others_speak():
             print(f"distcnn {name}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
 
