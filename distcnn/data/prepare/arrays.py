@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distcnn.data.manifest import UNLABELLED
-from distcnn.data.prepare.source import FREE, SPLITS, Source, digest_of, order_classes, printable
+from distcnn.data.prepare.source import FREE, SPLITS, Source, digest_of, number_labels, printable
 from distcnn.errors import DataError
 
 # Names of arrays in .npz files: Keras' x_train, MedMNIST's train_images, and plain ones without a split.
@@ -85,23 +84,9 @@ def source_of_arrays(
                 f" not {flat.dtype} of shape {np.shape(labels)}"
             )
         texts += [printable(str(label)) for label in flat.tolist()]
-    present = set(texts) - {""}
-    if classes is None:
-        classes = order_classes(present)
-        label_of = {text: label for label, text in enumerate(classes)}
-    else:
-        label_of = {str(label): label for label in range(len(classes))} | {text: i for i, text in enumerate(classes)}
-    strange = sorted(present - set(label_of))
-    if strange or len(classes) < 2:
-        what = (
-            f"label {strange[0]!r} is none of the {len(classes)} classes"
-            if strange
-            else "1 class: at least 2 are needed"
-        )
-        raise DataError(f"{where or name}: {what}")
+    ids, classes = number_labels(texts, classes, where or name)
     n = len(texts)
     pixels_of = [image for _, pixels, _ in parts for image in pixels]
-    ids = np.array([label_of.get(text, UNLABELLED) for text in texts], dtype=np.int64)
     split_of = np.concatenate([np.full(len(p), SPLITS.index(s) if s else FREE, dtype=np.int64) for s, p, _ in parts])
     return Source(
         kind=kind,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distcnn.data.prepare.folders import SPLIT_FOLDERS
-from distcnn.data.prepare.source import FREE, Ids, Payload, Slice, Source, digest_of, order_classes, printable
+from distcnn.data.prepare.source import FREE, Ids, Payload, Slice, Source, digest_of, number_labels, printable
 from distcnn.errors import DataError, UserError, nearest
 
 BATCH_ROWS = 64
@@ -66,18 +66,7 @@ def from_parquet(source: Path, image_column: str = "image", label_column: str = 
         names += paths
         tell += [(file, row) for row in range(len(labels))]
         splits += [SPLIT_FOLDERS.get(file.name.split("-")[0].split(".")[0].lower(), FREE)] * len(labels)
-    if classes is None:
-        classes = order_classes(set(texts))
-        label_of = {text: label for label, text in enumerate(classes)}
-    else:
-        label_of = {str(label): label for label in range(len(classes))}
-    strange = sorted(set(texts) - set(label_of))
-    if strange or len(classes) < 2:
-        raise DataError(
-            f"{source}: label {strange[0]!r} is none of the {len(classes)} classes"
-            if strange
-            else f"{source} has 1 class"
-        )
+    ids, classes = number_labels(texts, classes, str(source))
     n = len(texts)
     named = all(names)
     facts = [file.stat() for file in files]
@@ -88,7 +77,7 @@ def from_parquet(source: Path, image_column: str = "image", label_column: str = 
         classes=classes,
         names=[printable(name) for name in names] if named else [f"{i:08d}" for i in range(n)],
         named=named,
-        labels=np.array([label_of[text] for text in texts], dtype=np.int64),
+        labels=ids,
         payload=spool.payload,
         sizes=spool.sizes,
         digest=digest_of([str(f.name) for f in files], np.array([(f.st_size, f.st_mtime_ns) for f in facts])),

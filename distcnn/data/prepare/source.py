@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distcnn.data.manifest import UNLABELLED
+from distcnn.errors import DataError
 
 Ids = NDArray[np.int64]
 Report = Callable[[str, int, int], None]  # (stage, images done, images in all), called every few hundred images
@@ -89,6 +90,28 @@ def order_classes(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() and name.isascii() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def number_labels(texts: list[str], classes: tuple[str, ...] | None, where: str) -> tuple[Ids, tuple[str, ...]]:
+    """(labels (n,), class names) of labels as text, '' = none.
+
+    With `classes`, a text is one of them or a number 0..K-1; without, they are the texts that occur. Raises DataError,
+    which begins with `where`, for another text, and for fewer than 2 classes.
+    """
+    present = set(texts) - {""}
+    if classes is None:
+        classes = order_classes(present)
+        label_of: dict[str, int] = {}
+    else:
+        label_of = {str(label): label for label in range(len(classes))}
+    label_of |= {text: label for label, text in enumerate(classes)}
+    strange = sorted(present - set(label_of))
+    if strange:
+        raise DataError(f"{where}: label {strange[0]!r} is none of the {len(classes)} classes")
+    if len(classes) < 2:
+        raise DataError(f"{where}: 1 class ({', '.join(classes)}); a classifier needs at least 2")
+    label_of[""] = UNLABELLED
+    return np.array([label_of[text] for text in texts], dtype=np.int64), classes
 
 
 def printable(name: str) -> str:

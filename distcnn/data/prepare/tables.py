@@ -14,7 +14,7 @@ import numpy as np
 
 from distcnn.data.manifest import UNLABELLED
 from distcnn.data.prepare.folders import Found, find_images
-from distcnn.data.prepare.source import FREE, SPLITS, Ids, Source, digest_of, order_classes, printable
+from distcnn.data.prepare.source import FREE, SPLITS, Ids, Source, digest_of, number_labels, printable
 from distcnn.errors import DataError, UserError, nearest
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -65,46 +65,75 @@ def from_csv(
     labels, whatever other columns it has. Raises DataError naming the line of what is wrong.
     """
     table = read_table(file, encoding)
-    names = table.column(columns.image, "--image-column")
+    table.column(columns.image, "--image-column")  # told of before what costs time
     labels, classes = read_labels(table, columns.label)
     groups = read_groups(table, columns.group) if columns.group else None
     found = find_images(images)
-    places = match(table, names, images, found)
-    paths = [str(images.resolve() / found.paths[at]) for at in places]
-    sizes, times, tell = found.sizes[places], found.times[places], [table.line(row) for row in range(len(names))]
-    split_of = np.full(len(names), FREE, dtype=np.int64)
-    left_out = len(found.paths) - len(names)
+    rows = named_rows(table, columns.image, images, found)
+    left_out = len(found.paths) - len(rows.names)
+    split_of = np.full(len(labels), FREE, dtype=np.int64)
     if test_file is not None:
-        test = read_table(test_file, encoding)
-        more = test.column(columns.image, "--image-column")
-        test_folder = test_images or images
-        found = find_images(test_folder) if test_images is not None else found
-        places = match(test, more, test_folder, found)
-        names = names + more
-        paths += [str(test_folder.resolve() / found.paths[at]) for at in places]
-        sizes, times = np.concatenate([sizes, found.sizes[places]]), np.concatenate([times, found.times[places]])
-        tell += [test.line(row) for row in range(len(more))]
-        split_of = np.concatenate([split_of, np.full(len(more), SPLITS.index("test"))])
-        labels = np.concatenate([labels, np.full(len(more), UNLABELLED)])
-        left_out -= len(more) if test_images is None else 0
-        if groups is not None:
-            groups = np.concatenate([groups, int(groups.max()) + 1 + np.arange(len(more))])
+        where = test_images or images
+        test = named_rows(
+            read_table(test_file, encoding), columns.image, where, find_images(where) if test_images else found
+        )
+        rows, n = rows.followed_by(test), len(test.names)
+        left_out -= 0 if test_images else n
+        split_of = np.append(split_of, np.full(n, SPLITS.index("test")))
+        labels = np.append(labels, np.full(n, UNLABELLED))
+        groups = None if groups is None else np.append(groups, np.full(n, -1))
     return Source(
         kind="csv",
         name=file.resolve().stem if file.stem != "train" else file.resolve().parent.name,
         classes=classes,
-        names=names,
+        names=rows.names,
         labels=labels,
-        payload=paths.__getitem__,
-        sizes=sizes,
-        digest=digest_of(paths, names, labels, sizes, times, split_of, *([] if groups is None else [groups])),
+        payload=rows.paths.__getitem__,
+        sizes=rows.sizes,
+        digest=digest_of(
+            rows.found, rows.names, labels, rows.sizes, rows.times, split_of, np.array([]) if groups is None else groups
+        ),
         split_of=split_of,
         groups=groups,
-        where=lambda i: f"{tell[i]}, {names[i]}",
-        warnings=(f"{left_out} images in {images} are in no row of the table and were left out",)
-        if left_out > 0
-        else (),
+        where=lambda i: f"{rows.tell[i]}, {rows.names[i]}",
+        warnings=_left_out(left_out, images),
     )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with the image of each: the name in the table, where it was found, the file, bytes, time of change, line."""
+
+    names: list[str]
+    found: list[str]
+    paths: list[str]
+    sizes: Ids
+    times: Ids
+    tell: list[str]
+
+    def followed_by(self, other: Rows) -> Rows:
+        return Rows(
+            self.names + other.names,
+            self.found + other.found,
+            self.paths + other.paths,
+            np.append(self.sizes, other.sizes),
+            np.append(self.times, other.times),
+            self.tell + other.tell,
+        )
+
+
+def named_rows(table: Table, column: str, folder: Path, found: Found) -> Rows:
+    """The rows of a table with the images in `folder` that they name. Raises DataError as `match` does."""
+    names = table.column(column, "--image-column")
+    places = match(table, names, folder, found)
+    paths = [found.paths[at] for at in places]
+    root = folder.resolve()
+    tell = [table.line(row) for row in range(len(names))]
+    return Rows(names, paths, [f"{root}/{path}" for path in paths], found.sizes[places], found.times[places], tell)
+
+
+def _left_out(count: int, images: Path) -> tuple[str, ...]:
+    return (f"{count} images in {images} are in no row of the table and were left out",) if count > 0 else ()
 
 
 def read_table(file: Path, encoding: str) -> Table:
@@ -158,11 +187,7 @@ def read_labels(table: Table, column: str) -> tuple[Ids, tuple[str, ...]]:
     wholes = [WHOLE_FLOAT.fullmatch(value) for value in values]
     if all(wholes):
         values = [whole[1] for whole in wholes if whole]
-    classes = order_classes({printable(value) for value in values})
-    if len(classes) < 2:
-        raise DataError(f"{table.file}: column {column!r} has 1 class ({classes[0]!r}); a classifier needs at least 2")
-    label_of = {name: label for label, name in enumerate(classes)}
-    return np.array([label_of[printable(value)] for value in values], dtype=np.int64), classes
+    return number_labels([printable(value) for value in values], None, f"{table.file} column {column!r}")
 
 
 def read_groups(table: Table, column: str) -> Ids:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distcnn.data.prepare.arrays import source_of_arrays, to_pixels
-from distcnn.data.prepare.source import FREE, SPLITS, Payload, Source, digest_of, order_classes
+from distcnn.data.prepare.source import FREE, SPLITS, Payload, Source, digest_of, number_labels
 from distcnn.errors import DataError, UserError, nearest
 
 SPLIT_VALUES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -76,8 +76,7 @@ def _source_of_items(name: str, root: Path, sets: list[tuple[str, Any]]) -> Sour
     labels = [label for _, opened in sets for label in _targets(opened)]
     if not all(isinstance(label, (int, np.integer)) for label in labels):
         raise UserError(f"torchvision's {name} is no classification set: its targets are not class numbers")
-    classes = _classes(sets[0][1]) or order_classes({str(label) for label in labels})
-    label_of = {str(label): label for label in range(len(classes))} | {text: i for i, text in enumerate(classes)}
+    ids, classes = number_labels([str(label) for label in labels], _classes(sets[0][1]), name)
     paths = [str(opened[i][0]) for opened, i in items] if by_path else []
     base = str(root.resolve())
     shown = [path.removeprefix(base).lstrip("/") for path in paths]
@@ -90,7 +89,6 @@ def _source_of_items(name: str, root: Path, sets: list[tuple[str, Any]]) -> Sour
         return np.array(opened[place][0].convert("RGB"), dtype=np.uint8)
 
     sizes = [Path(path).stat().st_size for path in paths] if by_path else [GUESSED_BYTES] * len(items)
-    ids = np.array([label_of[str(label)] for label in labels], dtype=np.int64)
     return Source(
         kind="torchvision",
         name=name,

@@ -106,7 +106,7 @@ def test_labels_are_text_or_numbers(
         (ROWS.replace("cat2,cat", "cat2"), r"t.csv line 3: 1 values for 2 columns"),
         (ROWS.replace("cat2,cat", "cat2,cat,4"), r"t.csv line 3: 3 values for 2 columns"),
         (ROWS.replace("dog", "cat").replace("cat1,", "dog1,"), r"no image|1 class|again"),
-        ("id,label\ncat1,x\ndog1,x\n", r"column 'label' has 1 class \('x'\)"),
+        ("id,label\ncat1,x\ndog1,x\n", r"column 'label': 1 class \(x\)"),
         (ROWS.replace("cat2", '"cat2'), r"t.csv line \d+: "),
         (ROWS.encode().replace(b"dog1", b"d\xe9g1"), r"t.csv line 4 is not utf-8 \(byte 0xe9\).*--encoding cp1252"),
     ],
