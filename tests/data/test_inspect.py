@@ -21,7 +21,7 @@ from distcnn.cli import main
 from distcnn.data.index import IndexRequest, index_data_set
 from distcnn.data.inspect.advice import Advice, advise, training_side
 from distcnn.data.inspect.facts import Facts, inspect_data_set
-from distcnn.data.inspect.near import alike, groups, near_pairs, perceptual_hash
+from distcnn.data.inspect.near import alike, groups, near_pairs, perceptual_hash, same_details
 from distcnn.data.inspect.page import page
 from distcnn.data.inspect.pictures import Album, samples_of_classes
 from distcnn.data.inspect.plots import drawable, plots
@@ -134,6 +134,17 @@ def test_the_same_picture_is_found_and_others_are_not() -> None:
     assert ((pairs[:, 0] // 5) == (pairs[:, 1] // 5)).all()
     assert [len(group) for group in groups(pairs)] == [5] * 30
     assert (np.diff(score) <= 0).all()
+
+
+def test_what_is_alike_depends_on_how_alike_a_class_is_anyway() -> None:
+    """Photographs: 0.8. One shape with some noise, as with handwritten digits: nearly equal."""
+    photographs = np.random.default_rng(0).integers(0, 256, (200, 16, 16))
+    labels = np.arange(200, dtype=np.int32) % 3
+    assert same_details(photographs.astype(np.uint8), labels) == 0.8
+    digits = photographs[:3][labels] * 0.8 + photographs * 0.2
+    assert same_details(digits.astype(np.uint8), labels) > 0.95
+    for few in (0, 1, 2, 99):
+        assert same_details(digits[:few].astype(np.uint8), labels[:few]) == 0.8
 
 
 def test_blank_images_are_not_called_alike() -> None:
@@ -400,7 +411,7 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
             train += [(f"{key}.png", encode(picture(10 * number + copy)))]
             train += [(f"{key}.json", json.dumps({"label": name}).encode())]
     train += [("<b>bad.png", b"x"), ("<b>bad.json", b'{"label": "_under"}'), ("<i>empty.png", b"")]
-    root = make_set(tmp_path / "set", {"train": train, "$x_<b>": train[:2]}, "label", name="[/]<b>set")
+    root = make_set(tmp_path / "set", {"train": train, "$\\frac{$": train[:2]}, "label", name="[/]<b>set")
     facts = look(root)
     assert set(facts.classes) == set(HOSTILE)
     html = rendered(root, facts)
@@ -419,7 +430,7 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     out = printed(facts)
     assert "\x1b" not in out
     assert "[/]<b>set" in out
-    assert "$x_<b>" in out
+    assert "$\\frac{$" in out
     for name in HOSTILE:
         assert shown(name) in out, name
 

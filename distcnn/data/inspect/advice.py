@@ -113,7 +113,7 @@ def _copies(facts: Facts) -> Iterator[Advice]:
         yield Advice("warning", f"{pairs} of the same bytes have different labels: in each, one label is wrong.")
     if like.conflicts > like.conflicts_exact:
         pairs = counted(like.conflicts - like.conflicts_exact, "pair")
-        yield Advice("notice", f"{pairs} of look-alikes have different labels: one is wrong where it is one picture.")
+        yield Advice("notice", f"{pairs} of look-alikes with different labels: where it is one picture, one is wrong.")
     if like.copies or like.near:
         level: Level = "notice" if like.copies + like.near > facts.images / 200 else "good"
         yield Advice(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distcnn.console import Console
-from distcnn.data.inspect.near import Pairs, alike, groups, near_pairs
+from distcnn.data.inspect.near import Pairs, alike, groups, near_pairs, same_details
 from distcnn.data.inspect.scan import Columns, Scan, scan
 from distcnn.data.manifest import Manifest
 from distcnn.data.parallel import SILENT
@@ -72,6 +72,7 @@ class Likeness:
     conflicts: int
     conflicts_exact: int
     radius: int  # bits of the perceptual hash by which look-alikes may differ
+    least: float  # correlation of their details
 
     @property
     def near(self) -> int:
@@ -171,7 +172,8 @@ def likeness(columns: Columns, names: tuple[str, ...]) -> Likeness:
     exact = np.stack([order[again], order[again + 1]], axis=1)  # of equal ones, each with its next
     candidates, radius = near_pairs(columns.hash)
     candidates = candidates[group[candidates[:, 0]] != group[candidates[:, 1]]]
-    near, score = alike(columns.thumb, candidates)
+    least = same_details(columns.thumb, columns.label)
+    near, score = alike(columns.thumb, candidates, least)
     pairs = np.concatenate([exact, near])
     differ = (columns.label[pairs[:, 0]] != columns.label[pairs[:, 1]]) & (columns.label[pairs] >= 0).all(axis=1)
     return Likeness(
@@ -183,6 +185,7 @@ def likeness(columns: Columns, names: tuple[str, ...]) -> Likeness:
         conflicts=int(differ.sum()),
         conflicts_exact=int(differ[: len(exact)].sum()),
         radius=radius,
+        least=least,
     )
 
 

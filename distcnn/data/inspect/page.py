@@ -17,7 +17,6 @@ from PIL import Image
 from distcnn import __version__
 from distcnn.data.inspect.advice import Advice, training_split
 from distcnn.data.inspect.facts import Facts
-from distcnn.data.inspect.near import SAME_DETAILS
 from distcnn.data.inspect.pictures import Album, Places, pairs_to_show, png_uri, samples_of_classes
 from distcnn.data.inspect.plots import Plot
 from distcnn.data.inspect.text import channels, shown, size
@@ -233,7 +232,7 @@ def _pairs(facts: Facts, pairs: Places, album: Album) -> str:
     )
     what = (
         f"<p>{like.copies:,} images repeat another byte for byte; {like.near:,} pairs of different bytes look alike"
-        f" (pHash at most {like.radius} bits apart, details correlated by {SAME_DETAILS} or more), in"
+        f" (pHash at most {like.radius} bits apart, details correlated by {like.least:.2f} or more), in"
         f" {len(like.groups):,} groups. One pair of a group is shown: first those whose labels differ, then those"
         " across splits.</p>"
     )
