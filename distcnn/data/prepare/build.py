@@ -93,9 +93,11 @@ def build(
     """Make the data set of `source` in `output`. Raises UserError or DataError with nothing left behind."""
     start = time.monotonic()
     identity = _identity(source, settings)
-    found = None if overwrite else existing(output)
-    if found is not None:
-        if found.source.get("identity") == identity:
+    found = existing(output)
+    if found is not None and "identity" not in found.source:
+        raise UserError(f"{output} holds a data set that prepare did not make ({found.name!r}): give another --output")
+    if found is not None and not overwrite:
+        if found.source["identity"] == identity:
             return Outcome(found, False, time.monotonic() - start)
         raise UserError(
             f"{output} holds another data set ({found.name!r}, or made with other settings):"

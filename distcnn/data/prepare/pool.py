@@ -29,7 +29,9 @@ PRELOAD = ["distcnn.data.prepare.work"]  # imported once, by the server that wor
 
 def usable_cores() -> int:
     """The cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 def warm_up() -> None:

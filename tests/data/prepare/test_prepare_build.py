@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prepare_files import by_webdataset, bytes_of, class_folders, contents, files_in, jpg, made, members, write
 
-from distcnn.data.manifest import MANIFEST_NAME, load_manifest
+from distcnn.data.manifest import MANIFEST_NAME, load_manifest, save_manifest
 from distcnn.data.order import permutation
 from distcnn.data.prepare import prepare_digits
 from distcnn.data.prepare.build import SHUFFLE, Settings, build, cut_by_size
@@ -129,6 +130,18 @@ def test_overwrite_replaces_the_set_and_leaves_no_old_shards(folders: Path, tmp_
     build(from_folder(folders), out, Settings(workers=1), overwrite=True)
     made(from_folder(folders), tmp_path / "fresh")
     assert bytes_of(out) == bytes_of(tmp_path / "fresh") | {"notes.txt": b"mine"}
+
+
+def test_a_set_that_prepare_did_not_make_is_never_replaced(folders: Path, tmp_path: Path) -> None:
+    """Such as one that 'distcnn index' made: its shards may be somebody's only copy."""
+    out = tmp_path / "out"
+    made(from_folder(folders), out)
+    save_manifest(replace(load_manifest(out), source={"kind": "index"}), out)
+    before = bytes_of(out)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds a data set that prepare did not make"):
+            build(from_folder(folders), out, Settings(workers=1, seed=4), overwrite=overwrite)
+    assert bytes_of(out) == before
 
 
 def test_bad_images_are_left_out_by_name(folders: Path, tmp_path: Path) -> None:
