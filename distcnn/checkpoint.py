@@ -120,6 +120,7 @@ class Writer:
         self._run, self._keep, self._warn = run, keep, warn
         self._thread: threading.Thread | None = None
         self.seconds = 0.0  # that the longest save so far took: how much time the next one needs
+        self.failed = ""  # why the last save that has ended failed
 
     def save(
         self,
@@ -144,15 +145,16 @@ class Writer:
 
     def _work(self, step: int, model: Any, ema: Any, trainer: Any, state: Any, best: bool) -> None:
         started = time.monotonic()
+        self.failed = ""
         try:
             path = save(self._run, step, model, ema, trainer, state)
             if best:
                 point(self._run, "best", path)
             prune(self._run, self._keep)
         except OSError as error:
-            reason = error.strerror or error
+            self.failed = str(error.strerror or error)
             self._warn(
-                f"checkpoint at step {step} not written ({reason}); the last one stays, the next save tries again"
+                f"checkpoint at step {step} not written ({self.failed}); the last one stays, the next save tries again"
             )
         self.seconds = max(self.seconds, time.monotonic() - started)
 
@@ -231,6 +233,9 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     """(the newest checkpoint that verifies or None, what is wrong with each newer one)."""
     complaints: list[str] = []
     parent = run / FOLDER
+    for aside in parent.glob(f"{_ASIDE}step_*"):  # a save was killed between its two renames
+        if not (final := aside.with_name(aside.name.removeprefix(_ASIDE))).exists():
+            aside.rename(final)
     found = [p for p in parent.iterdir() if step_of(p) >= 0 and p.is_dir()] if parent.is_dir() else []
     for path in sorted(found, key=step_of, reverse=True):
         wrong = verify(path)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
@@ -36,26 +37,27 @@ class Console:
         if self._speaks:
             self._write(text)
             if not self._quiet:
-                self._rich.print(text, markup=False)
+                self._print(text)
 
     def warn(self, text: str) -> None:
         """A line that is printed even with --quiet."""
         if self._speaks:
             self._write(f"warning: {text}")
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Two columns: what, and its value."""
         if not self._speaks:
             return
-        table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+        table = Table(title=Text(title), show_header=False, title_justify="left", title_style="bold")
         table.add_column(style="cyan")
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(Text(name), Text(value))
             self._write(f"{name}: {value}")
         if not self._quiet:
-            self._rich.print(table, soft_wrap=False)
+            self._print(table, soft_wrap=False)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -81,9 +83,14 @@ class Console:
             if now - spoke >= PLAIN_SECONDS and done < total:
                 spoke = now
                 left = (now - started) / max(done - begun, 1) * (total - done)
-                self._rich.print(f"{title} {done}/{total}  {text}  {duration(left)} left", markup=False)
+                self._print(f"{title} {done}/{total}  {text}  {duration(left)} left")
 
         return advance
+
+    def _print(self, what: str | Table, **how: Any) -> None:
+        """To a terminal that may be gone, or a file on a full disk: neither is a reason to stop training."""
+        with contextlib.suppress(OSError, SystemExit):  # rich leaves the program when a pipe is closed
+            self._rich.print(what, markup=False, **how)
 
     def _write(self, text: str) -> None:
         if self._log is not None:

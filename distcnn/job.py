@@ -25,20 +25,17 @@ from distcnn.ema import Ema
 from distcnn.errors import UserError
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
+from distcnn.limits import refuse_what_is_not_finite
 from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
 from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import run_facts
-from distcnn.runfolder import LEDGER, QUARANTINE, append_row, check_same_run, cut_rows, open_run
+from distcnn.runfolder import LEDGER, QUARANTINE, RowFile, check_same_run, cut_rows, open_run
 from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
 from distcnn.tracking import Tracker
 from distcnn.world import World, torchrun_restarts
-
-
-class NotFinite(UserError):
-    """Training has diverged."""
 
 
 @dataclass
@@ -74,6 +71,7 @@ class Job:
     saved_at: float = field(default_factory=time.monotonic)  # when rank 0 last began a checkpoint
     bad_steps: int = 0  # left out in a row because something was not finite
     left_out: int = 0  # steps of this process, for that reason
+    files: dict[str, RowFile] = field(default_factory=dict)
 
     @property
     def run(self) -> Path:
@@ -82,6 +80,10 @@ class Job:
     @property
     def is_main(self) -> bool:
         return self.runtime.world.is_main
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """Add a row to a file of the run folder."""
+        self.files.setdefault(name, RowFile(self.run / name, self.console.warn)).add(row)
 
 
 def check_lanes(config: TrainConfig, world: World, console: Console) -> None:
@@ -203,7 +205,7 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
     config, world = job.config, job.runtime.world
 
     def note_bad(bad: BadSample) -> None:
-        append_row(job.run / QUARANTINE, dataclasses.asdict(bad) | {"rank": world.rank})
+        job.append(QUARANTINE, dataclasses.asdict(bad) | {"rank": world.rank})
 
     job.loader.on_bad = job.val_loader.on_bad = note_bad
     if not job.is_main:
@@ -248,13 +250,15 @@ def save(job: Job, best: bool = False) -> None:
     job.writer.save(job.position.total, job.model.state_dict(), ema, trainer, state, best)
 
 
-def refuse_what_is_not_finite(job: Job) -> None:
-    """Raises NotFinite before weights are saved that are. They are the same on all ranks, so all do so together."""
-    modules = [job.model, *([job.ema.model] if job.ema else [])]
-    tensors = [t for module in modules for t in module.state_dict().values() if t.is_floating_point()]
-    bad = torch.stack([~torch.isfinite(tensor).all() for tensor in tensors]).any()
-    if bad:
-        raise NotFinite(
-            f"weights are not finite after step {job.position.total}, and so are not saved: lower --lr; the last"
-            " checkpoint is good"
-        )
+def settle_last_save(job: Job) -> None:
+    """Wait for the last checkpoint; if it was not written, try once more, then raise UserError. All ranks call it."""
+    for last in (False, True):
+        job.writer.wait()
+        if not job.runtime.broadcast(job.writer.failed):
+            return
+        if last:
+            raise UserError(
+                f"the last checkpoint of {job.run} cannot be written ({job.writer.failed}): make space, then give the"
+                " same command again; it goes on from the checkpoint before"
+            )
+        save(job, best=job.best.get("epoch") == job.position.epoch - 1)

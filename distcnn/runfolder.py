@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,33 @@ def _move_aside(run: Path) -> None:
     run.rename(aside)
 
 
+class RowFile:
+    """A .jsonl file that grows. On a full disk its rows wait in memory, with one warning, until there is space."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._path, self._warn = path, warn
+        self._waiting: deque[Mapping[str, Any]] = deque()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row, after those that wait."""
+        self._waiting.append(row)
+        try:
+            while self._waiting:
+                append_row(self._path, self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                self._warn(f"{self._path} cannot be written ({error.strerror or error}): its rows wait for space")
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line; a single write, so that lines of several processes do not mix."""
+    """Add one line, in a single write, so that those of several processes do not mix. All or OSError."""
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        written = file.write(line)
+        if written != len(line):  # the disk became full within the line
+            file.truncate(file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.config import RunConfig
-from distcnn.runfolder import METRICS, append_row, cut_rows
+from distcnn.runfolder import METRICS, RowFile, cut_rows
 from distcnn.state import Position
-from distcnn.world import wandb_key_present
+from distcnn.world import wandb_key_present, wandb_url
 
-FINISH_SECONDS = 30.0
-INIT_SECONDS = 60.0
+FINISH_SECONDS = 60.0
+INIT_SECONDS = 30.0
+PROBE_SECONDS = 5.0
 
 
 class Tracker:
@@ -29,8 +30,8 @@ class Tracker:
         wandb_id: str,
         warn: Callable[[str], None],
     ) -> None:
-        self._path = run / METRICS
-        cut_rows(self._path, lambda row: (row["epoch"], row["step"]) <= (position.epoch, position.total))
+        self._rows = RowFile(run / METRICS, warn)
+        cut_rows(run / METRICS, lambda row: (row["epoch"], row["step"]) <= (position.epoch, position.total))
         self._wandb = None
         if config.wandb_mode != "disabled":
             self._wandb = WandbMirror(run, config, settings, wandb_id, warn)
@@ -41,7 +42,7 @@ class Tracker:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a row; it has `step` and `samples_seen`."""
-        append_row(self._path, row)
+        self._rows.add(row)
         if self._wandb:
             self._wandb.put(dict(row))
 
@@ -87,11 +88,25 @@ class WandbMirror:
             self._warn(f"W&B stopped ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
 
     def _begin(self) -> Any:
+        """The W&B run; offline where online cannot be had, with a warning if there was reason to expect it."""
         import wandb
 
-        mode = self._config.wandb_mode
-        if mode == "online" and not wandb_key_present():
-            mode = "offline"
+        trouble = ""
+        if self._config.wandb_mode == "online" and wandb_key_present():
+            trouble = unreachable(wandb_url())
+            if not trouble:
+                try:
+                    return self._init(wandb, "online")
+                except wandb.errors.Error as error:
+                    trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+                    wandb.teardown()  # its service still holds the id of the run that failed
+        if trouble:
+            self._warn(
+                f"W&B does not answer ({trouble}): offline; 'wandb sync {self._run / 'wandb'}/*' uploads it later"
+            )
+        return self._init(wandb, "offline")
+
+    def _init(self, wandb: Any, mode: str) -> Any:
         tracked = wandb.init(
             project=self._config.wandb_project,
             name=self._config.wandb_name or self._run.name,
@@ -107,6 +122,20 @@ class WandbMirror:
         tracked.define_metric("samples_seen")
         tracked.define_metric("*", step_metric="samples_seen")
         return tracked
+
+
+def unreachable(url: str) -> str:
+    """Why a server cannot be used, "" if it answers. W&B itself would try for minutes, even at the end of the run."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return f"{url}: {error}" if error.code >= 500 else ""  # any other answer is one
+    except (OSError, ValueError) as error:
+        return f"{url}: {getattr(error, 'reason', error)}"
+    return ""
 
 
 def _new_id() -> str:

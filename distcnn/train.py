@@ -19,24 +19,31 @@ from distcnn.console import Console, percent
 from distcnn.data.loader import Tile, training_requests
 from distcnn.data.order import EpochOrder
 from distcnn.distributed import Runtime, process_cores
-from distcnn.errors import DataError
 from distcnn.evaluate import evaluate
 from distcnn.heartbeat import COMPUTE, DATA, EVALUATE, FINISH, REDUCE
-from distcnn.job import Job, NotFinite, begin_tracking, build_job, check_lanes, claim_run, restore, save
+from distcnn.job import (
+    Job,
+    begin_tracking,
+    build_job,
+    check_lanes,
+    claim_run,
+    restore,
+    save,
+    settle_last_save,
+)
+from distcnn.limits import check_bad_share, check_finite
 from distcnn.losses import loss_sum
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
 from distcnn.preempt import Preempted, StopRequest
 from distcnn.results import finish, report_known, report_stopped
-from distcnn.runfolder import LEDGER, QUARANTINE, append_row
+from distcnn.runfolder import LEDGER
 from distcnn.starts import counted
 from distcnn.state import Ledger, Position
 from distcnn.tiles import blank, forward_seed
 from distcnn.watchdog import watched
 from distcnn.world import World
 
-MAX_BAD_SHARE = 0.01  # of the samples seen by a rank; beyond it the run stops
-MAX_BAD_STEPS = 10  # in a row that are not finite; then the run stops
 EVALUATION_TILE = 32
 
 
@@ -79,6 +86,7 @@ def run_epochs(job: Job, started: float) -> dict[str, Any]:
         if evaluation is None:  # it was ended between the last checkpoint and its results
             evaluation = evaluate_now(job)
         job.pulse.mark(FINISH)
+        settle_last_save(job)
         return finish(job, evaluation, time.monotonic() - started)
     except Preempted as request:
         report_stopped(job, request, time.monotonic() - started)
@@ -171,20 +179,6 @@ def wants_save(job: Job) -> float:
     return float(job.is_main and minutes > 0 and time.monotonic() - job.saved_at >= 60 * minutes)
 
 
-def check_finite(job: Job, left_out: bool) -> None:
-    """Keep a record of a step that was not finite, and give up after too many in a row. All ranks do so together."""
-    job.bad_steps = job.bad_steps + 1 if left_out else 0
-    if left_out:
-        job.left_out += 1
-        job.blackbox.write(job)
-    if job.bad_steps >= MAX_BAD_STEPS:
-        raise NotFinite(
-            f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {job.position.total} of"
-            f" epoch {job.position.epoch + 1}: lower --lr, set --clip-grad-norm, or check the data; the weights of"
-            " the last checkpoint are good"
-        )
-
-
 def obey(job: Job, flags: list[float]) -> None:
     """Do what all ranks have agreed on: stop (raises Preempted), or save."""
     stop, wanted, _ = flags
@@ -206,7 +200,7 @@ def stop_here(job: Job) -> NoReturn:
         save(job)
         job.writer.wait()
     job.runtime.barrier()
-    raise Preempted(reason, bool(can_save))
+    raise Preempted(reason, bool(can_save) and not job.writer.failed)
 
 
 def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
@@ -236,7 +230,7 @@ def close_epoch(job: Job) -> Evaluation | None:
     if (epoch + 1) % config.run.eval_every == 0 or epoch + 1 == config.optim.epochs:
         evaluation = evaluate_now(job)
     if job.is_main:
-        append_row(job.run / LEDGER, row)
+        job.append(LEDGER, row)
     job.ledger = Ledger()
     job.position = job.position.next_epoch()
     if evaluation:
@@ -288,14 +282,3 @@ def place(position: Position) -> dict[str, int]:
 def epoch_order(job: Job, epoch: int) -> EpochOrder:
     config = job.config
     return EpochOrder(job.loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
-
-
-def check_bad_share(job: Job) -> None:
-    """Stop, naming shard and key, when too much of the data turns out to be unreadable."""
-    stats = job.loader.stats
-    if stats.bad and len(stats.bad) > max(MAX_BAD_SHARE * stats.samples, 10):
-        last = stats.bad[-1]
-        raise DataError(
-            f"{len(stats.bad)} of {stats.samples} samples cannot be read, the last one {last.key!r} of {last.shard}"
-            f" ({last.reason}); all are in {job.run / QUARANTINE}"
-        )

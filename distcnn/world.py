@@ -122,13 +122,18 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
     return int(digits)
 
 
+def wandb_url(environ: Mapping[str, str] | None = None) -> str:
+    """Where W&B's server is."""
+    return (os.environ if environ is None else environ).get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def wandb_key_present(environ: Mapping[str, str] | None = None) -> bool:
     """Whether W&B could log in without asking: a key in the environment, or an entry in ~/.netrc."""
     env = os.environ if environ is None else environ
     if env.get("WANDB_API_KEY"):
         return True
     try:
-        host = env.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+        host = wandb_url(env).split("://")[-1].split("/")[0]
         return netrc.netrc(env.get("NETRC") or str(Path.home() / ".netrc")).authenticators(host) is not None
     except (OSError, ValueError, netrc.NetrcParseError):
         return False

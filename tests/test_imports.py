@@ -36,7 +36,7 @@ LEVELS = [
     },
     {"distributed"},
     {"metrics", "checkpoint", "preempt", "runfolder", "tracking", "heartbeat", "watchdog", "stragglers", "starts"},
-    {"evaluate", "results", "blackbox", "job", "train", "predict", "export", "report", "explain", "replay"},
+    {"evaluate", "results", "blackbox", "limits", "job", "train", "predict", "export", "report", "explain", "replay"},
     {"plan", "verify", "doctor"},
     {"commands"},
     {"cli"},
