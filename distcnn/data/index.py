@@ -30,7 +30,7 @@ from distcnn.data.manifest import (
 from distcnn.data.parallel import SILENT, run_jobs
 from distcnn.data.prepare.pool import usable_cores
 from distcnn.data.prepare.stats import Sums
-from distcnn.data.shards import MAX_SMALL_BYTES, IndexRows, index_dtype, make_index, samples_from
+from distcnn.data.shards import MAX_SMALL_BYTES, IndexRows, index_dtype, make_index, samples_from, split_name
 from distcnn.data.sources import is_remote, open_shard
 from distcnn.data.sweep import Verified, cut, rows_digest, verify
 from distcnn.data.tar import Member, ReadAt, members_from
@@ -131,15 +131,15 @@ def _read_samples(found: FoundShard, members: Iterable[Member], read: ReadAt, jo
     known = set(job.classes)
     kind: type | None = None
     for sample in samples_from(_with_texts(members, job.rule.member, read, texts), job.path):
-        image = sample.image
+        image, source = sample.image, sample.members.get(job.rule.member)
+        text = texts.pop(source.offset) if source else b""
         if image is None:
             found.bad.append((sample.key, "no image beside its " + ", ".join("." + name for name in sample.members)))
             continue
         if not 0 < image.size <= MAX_BYTES:
             found.bad.append((image.name, f"{image.size} bytes"))
             continue
-        source = sample.members.get(job.rule.member)
-        label = job.rule.label(sample, texts.pop(source.offset, b"") if source else b"", job.path)
+        label = job.rule.label(sample, text, job.path)
         number = UNLABELLED
         if label is not None:
             if label not in known:
@@ -156,9 +156,8 @@ def _read_samples(found: FoundShard, members: Iterable[Member], read: ReadAt, jo
 
 def _with_texts(members: Iterable[Member], extension: str, read: ReadAt, texts: dict[int, bytes]) -> Iterator[Member]:
     """The members; those that hold labels are read while their block is at hand, into `texts` by offset."""
-    ending = "." + extension
     for member in members:
-        if extension and member.name.lower().endswith(ending):
+        if extension and split_name(member.name)[1] == extension:
             texts[member.offset] = read(member.offset, min(member.size, MAX_SMALL_BYTES + 1))
         yield member
 
