@@ -21,6 +21,10 @@ COMMANDS = {
     "predict": "classes of new images, as a table",
     "export": "a checkpoint as TorchScript, ONNX, exported program or safetensors",
     "verify": "prove on your own config that it is the same run",
+    "plan": "see what a run will be on a cluster: shares, memory, time",
+    "doctor": "see whether this machine is ready",
+    "status": "see how runs stand: live or dead, how far, until when",
+    "replay": "compute a step again that was not finite",
     "submit": "check a training run and hand it to SLURM",
 }
 
@@ -47,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.speaks or not others_speak():
             print(f"distcnn {name}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"distcnn {name}: error: cannot write{where}: {error.strerror}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
 
 
 def others_speak() -> bool:

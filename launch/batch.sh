@@ -58,7 +58,10 @@ ask() {
     [[ -n $asked ]] || say "$1: asking the ranks to save and stop"
     asked="$asked $1"
     [[ -n ${asker:-} ]] && return
-    while sleep 1; do [[ -f $run/config.toml ]] && : >"$run/stop"; done &
+    while :; do
+        [[ -f $run/config.toml ]] && : >"$run/stop"
+        sleep 1
+    done &
     asker=$!
 }
 trap 'ask USR1' USR1

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "distcnn"
 # A module imports from its own level and those above, never from below.
 LEVELS = [
     {"errors", "files", "__init__"},
-    {"world", "config", "flags", "console", "launchers"},
+    {"world", "config", "flags", "console", "launchers", "site", "network", "slurm"},
     {"data"},
     {
         "augment",
@@ -37,7 +37,7 @@ LEVELS = [
     {"distributed"},
     {"metrics", "checkpoint", "preempt", "runfolder", "tracking", "heartbeat", "watchdog", "stragglers", "starts"},
     {"evaluate", "results", "blackbox", "limits", "job", "train", "predict", "export", "report", "explain", "replay"},
-    {"plan", "verify", "doctor"},
+    {"plan", "probe", "verify", "doctor", "status", "submit"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distcnn.config import TrainConfig, parse_train
+from distcnn.config import DataConfig, TrainConfig, flatten, load_toml, parse_train
 from distcnn.errors import UserError
 from distcnn.files import write_atomically
 from distcnn.site import load_site
@@ -91,6 +91,7 @@ def run(options: Options) -> int:
         print(config.output.absolute())
         return 0
     job, preparation = build(flags, options.train, config)
+    check(flags, options.train, job, bool(preparation))
     if flags.dry_run:
         print("\n".join(text for text in (preparation, render(job)) if text), end="")
         return 0
@@ -128,6 +129,33 @@ def build(flags: Flags, train: tuple[str, ...], config: TrainConfig) -> tuple[Jo
         return job, ""
     log = logs / "prepare-%j.out"
     return job, render_prepare(f"prepare-{base.name}", words, flags.prepare_cpus, flags.prepare_time, log, job)
+
+
+def check(flags: Flags, train: tuple[str, ...], job: Job, prepared_first: bool) -> None:
+    """What would fail or hurt on the nodes, found here. Warnings go to stderr; raises UserError for what would fail."""
+    from distcnn import plan
+    from distcnn.build import open_dataset
+    from distcnn.data.manifest import MANIFEST_NAME
+    from distcnn.runfolder import CONFIG, check_same_run
+    from distcnn.world import World
+
+    configs = [parse_train([*train, *task.flags]) for task in job.tasks]
+    for config in configs:
+        saved = config.output / CONFIG
+        if saved.exists():
+            check_same_run(config, flatten(load_toml(saved)), str(config.output))
+    config = configs[0]
+    there = (config.data.data / MANIFEST_NAME).exists()
+    if prepared_first or (config.data.data == DataConfig().data and not there):  # the digits are made by the job
+        return
+    dataset = open_dataset(config, World())
+    cluster = plan.Cluster(job.nodes, job.ranks, job.gpus, job.cpus // job.ranks)
+    found = plan.problems(config, dataset, cluster)
+    plan.memory(config, dataset, 1)  # the model can be built, and takes images of this size
+    for problem in found:
+        if problem.fatal:
+            raise UserError(problem.text)
+        print(f"warning: {problem.text}", file=sys.stderr)
 
 
 def prepare_words(text: str) -> list[str]:
