@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,23 +42,43 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def command(words: Sequence[str | Path], cwd: Path, seconds: float = SECONDS, **environment: str) -> Outcome:
-    """Run a command in `cwd` to its end. After `seconds` it is killed with all its children, and the test fails."""
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        cwd=cwd,
-        env=clean_environment(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"{' '.join(map(str, words))} did not end within {seconds} s:\n{out}\n{err}")
-    return Outcome(process.returncode, out, err)
+    """Run a command in `cwd` to its end. After `seconds` it is killed with all that it started, and the test fails."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # a pipe would wait for orphans, too
+        process = subprocess.Popen(
+            [str(word) for word in words],
+            cwd=cwd,
+            env=clean_environment(**environment),
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+            for pid in [*descendants(process.pid), process.pid]:  # torchrun's workers are in sessions of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    if code is None:
+        pytest.fail(f"{' '.join(map(str, words))} did not end within {seconds} s:\n{texts[0]}\n{texts[1]}")
+    return Outcome(code, *texts)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and theirs."""
+    parent = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for known in found:
+        found += [child for child, of in parent.items() if of == known]
+    return found[1:]
 
 
 def python(*words: str | Path) -> list[str | Path]:

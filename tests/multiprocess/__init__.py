@@ -1,0 +1,1 @@
+"""Real processes that talk by gloo."""
