@@ -114,6 +114,7 @@ def test_pickles_beside_the_images_are_not_loaded(tmp_path: Path) -> None:
         ("日本", "#3"),
         ("é", "é"),
         ("a\tb", "#3"),
+        ("\u202eb", "#3"),
         ("", "#3"),
         ("$x$", "$x$"),
     ],

@@ -57,7 +57,7 @@ def _leaks(facts: Facts) -> Iterator[Advice]:
         level: Level = "warning" if leak.exact or share >= 0.1 else "notice"
         yield Advice(
             level,
-            f"{leak.split} shares {counted(leak.exact + leak.near, 'image')} with {leak.other} ({share:.2g} % of"
+            f"{leak.split} shares {counted(leak.exact + leak.near, 'image')} with {leak.other} ({share:.3g} % of"
             f" {leak.split}): {leak.exact:,} of the same bytes, {leak.near:,} that look alike. What is measured on"
             f" {leak.split} is flattered by them.",
         )

@@ -189,7 +189,7 @@ def _spread(values: NDArray[Any]) -> float:
 def drawable(name: str, number: int) -> str:
     """A name short enough for an axis, or '#3' where the font lacks one of its letters (the page has the names)."""
     known = _letters()
-    if not name.strip() or any(ord(letter) not in known for letter in name):
+    if not name.strip() or not name.isprintable() or any(ord(letter) not in known for letter in name):
         return f"#{number}"
     return name if len(name) <= LABEL_LETTERS else name[: LABEL_LETTERS - 1] + "…"
 
