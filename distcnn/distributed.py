@@ -20,7 +20,7 @@ import accelerate
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from numpy.typing import NDArray
 from torch import nn
 from torch._C._distributed_c10d import GradBucket
@@ -47,6 +47,9 @@ class Runtime:
             self.accelerator = accelerate.Accelerator(
                 cpu=config.device == "cpu" or not torch.cuda.is_available(),
                 mixed_precision=config.mixed_precision,
+                # What `accelerate config` may hold besides must not change the run: nor steps, nor the model.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                dynamo_backend="no",
                 kwargs_handlers=[
                     DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                     InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout)),
@@ -58,6 +61,11 @@ class Runtime:
             raise UserError(
                 f"{world.size} processes were started, but they did not find each other"
                 " (srun alone does not do it): start with torchrun or 'accelerate launch'"
+            )
+        if self.accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+            raise UserError(
+                f"Accelerate's settings ask for {self.accelerator.distributed_type.value}; distcnn trains with DDP:"
+                " start with torchrun, or 'accelerate launch' without a config file"
             )
         self.device = self.accelerator.device
         self._pairs = _pair_groups(world)
@@ -71,7 +79,10 @@ class Runtime:
         with warnings.catch_warnings():
             # The name that torch 2.13 prefers is unknown to Accelerate, and to the oldest torch that we support.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            wrapped, prepared = self.accelerator.prepare(model, optimizer)
+            # One process that torchrun has started would get DDP, too, whose buckets overwrite the gradients that the
+            # tree keeps: `evaluation_mode` leaves DDP out, and nothing else.
+            wrapped = self.accelerator.prepare_model(model, evaluation_mode=self.world.size == 1)
+            prepared = self.accelerator.prepare(optimizer)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._place = {id(p): i for i, p in enumerate(self._parameters)}
         if self.tree and self.world.size > 1:
