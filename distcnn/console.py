@@ -23,7 +23,7 @@ class Console:
     """Speaks on rank 0 only; other ranks have one that is silent (`speaks=False`)."""
 
     def __init__(self, speaks: bool, quiet: bool = False) -> None:
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = RichConsole(highlight=False, soft_wrap=True, emoji=False)
         self._speaks, self._quiet = speaks, quiet
         self._log: Path | None = None
 
@@ -100,7 +100,7 @@ class Console:
 
 def duration(seconds: float) -> str:
     """1:02:03, or 4:05, or 6.7 s."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -102,8 +103,12 @@ class RowFile:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line, in a single write, so that those of several processes do not mix. All or OSError."""
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    """Add one line, in a single write, so that those of several processes do not mix. All or OSError.
+
+    A number that is not finite becomes null: JSON has no word for it.
+    """
+    values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+    line = (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         written = file.write(line)
         if written != len(line):  # the disk became full within the line

@@ -159,3 +159,9 @@ def test_a_last_row_cut_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None:
     cut_rows(file, lambda row: True)
     append_row(file, {"step": 3})
     assert read_rows(file) == [*rows, {"step": 3}]
+
+
+def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:
+    """Strict readers of JSON refuse NaN and Infinity."""
+    append_row(tmp_path / "m.jsonl", {"step": 1, "train/loss": float("nan"), "train/grad_norm": float("inf")})
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "train/loss": null, "train/grad_norm": null}\n'
