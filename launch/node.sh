@@ -20,6 +20,10 @@ set -uo pipefail
 trap '' TERM USR1 USR2
 export PET_SIGNALS_TO_HANDLE=SIGINT # torchrun's flags by environment, which accelerate's use of torchrun knows, too
 
+# A store of its own for each start of the ranks. In torchrun's shared one a restarted rank may find the address that a
+# dead one has left there, and fails (seen with torch 2.13).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 launch=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 python=${DISTCNN_PYTHON:-python3}
 nodes=${DISTCNN_NODES:-1}

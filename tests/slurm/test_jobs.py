@@ -10,6 +10,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster, words_of
 from tests.slurm.jobs import BATCH, LONG, QUICK, losses, rows, state, submit, train_alone, weights
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +120,18 @@ def test_a_killed_rank_is_started_again_within_the_job(
     assert weights(run) == weights(uninterrupted)
 
 
-def test_a_run_that_makes_no_step_is_not_queued_again_for_ever(
-    cluster: Cluster, tmp_path: Path, stripes_set: Path
-) -> None:
-    run = tmp_path / "run"
-    (run / "logs").mkdir(parents=True)
-    (run / "logs" / "idle_starts").write_text("2\n")  # two starts have made none
-    flags = ("--data", stripes_set, *LONG, "--output", run, "--time-limit", "0.001")
-    number = submit(cluster, tmp_path, "--time", "5", "--", *flags)
+FAKE = """#!/bin/sh
+echo 75 > "$DISTCNN_VERDICTS/0"    # stopped on request and saved, but no checkpoint has moved
+"""
+
+
+def test_a_job_that_makes_no_step_is_not_queued_again_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+    fake, script = tmp_path / "fake", tmp_path / "job.sbatch"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    script.write_text(f"#!/bin/bash\nrun={tmp_path}/run\npython={fake}\nsource {ROOT}/launch/batch.sh\n")
+    number = cluster.sbatch("--requeue", "--open-mode=append", "--time=5", script, cwd=tmp_path)
     facts = cluster.wait_to_end(number)
-    log = (run / "logs" / f"slurm-{number}.out").read_text()
-    assert "ended with exit code 75" in log
-    assert facts["Restarts"] == "0" if state(run)["position"]["total"] == 0 else "1", log
+    log = (tmp_path / f"slurm-{number}.out").read_text()
+    assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "2"), log
+    assert log.count("ended with exit code 75") == 3 and "no step was made in 3 starts" in log
