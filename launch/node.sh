@@ -11,6 +11,7 @@
 #     DISTCNN_RANKS                 processes on this node (default: one a GPU, or one)
 #     DISTCNN_LAUNCHER              torchrun or accelerate
 #     DISTCNN_MAX_RESTARTS          how often a crash restarts the ranks
+#     DISTCNN_GRACE                 seconds for torchrun to end or to restart ranks that have ended (default: 120)
 #     DISTCNN_PYTHON                Python that has distcnn
 #
 # Exit codes: 0 complete, 75 stopped on request and saved, 102 a wrong flag or bad data, else 101.
@@ -31,6 +32,7 @@ node=${DISTCNN_NODE:-${SLURM_NODEID:-0}}
 host=${DISTCNN_HOST:-127.0.0.1}
 port=${DISTCNN_PORT:-0}
 restarts=${DISTCNN_MAX_RESTARTS:-3}
+grace=${DISTCNN_GRACE:-120}
 export PET_RDZV_ID=${DISTCNN_ID:-distcnn}
 
 gpus_here() { nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU'; }
@@ -78,11 +80,17 @@ esac
 "${command[@]}" "${worker[@]}" &
 agent=$!
 
-# Ranks that have ended on purpose wait in torchrun for other nodes, up to five minutes: not longer than this.
+# A rank that has ended leaves a note, and takes it away when it is started again. Where a note stays, torchrun waits in
+# vain: for other nodes at the end (up to five minutes), or for an answer over a network that has broken.
 (
-    until compgen -G "$verdicts/*" >/dev/null; do sleep 2; done
-    sleep 30
-    kill -INT "$agent"
+    waited=0
+    while ((waited < grace)); do
+        sleep 1
+        compgen -G "$verdicts/*" >/dev/null && waited=$((waited + 1)) || waited=0
+    done
+    kill -INT "$agent" && sleep 10
+    for rank in $(pgrep -P "$agent"); do kill -KILL -- "-$rank"; done # each rank leads a group of its own
+    kill -KILL "$agent"
 ) >/dev/null 2>&1 &
 watcher=$!
 disown "$watcher"

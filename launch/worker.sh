@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One rank: its share of the cores, then `distcnn train`. node.sh has torchrun or accelerate start it.
 #
-# Exit codes 75 (stopped on request, saved) and 2 (a wrong flag, bad data) are noted for node.sh, and torchrun hears 0:
-# it would take them for crashes, and start the ranks again.
+# Exit codes are noted for node.sh. Of 75 (stopped on request, saved) and 2 (a wrong flag, bad data) torchrun hears 0: it
+# would take them for crashes, and start the ranks again.
 set -uo pipefail
 trap : INT # the rank has it as well, and this shell waits for it (TERM, USR1 and USR2 are ignored since node.sh)
 
@@ -26,7 +26,6 @@ fi
 
 "$DISTCNN_PYTHON" -m distcnn train "$@"
 code=$?
-case $code in
-75 | 2) echo "$code" >"$DISTCNN_VERDICTS/$rank" && exit 0 ;;
-esac
+((code == 0)) || echo "$code" >"$DISTCNN_VERDICTS/$rank"
+((code == 75 || code == 2)) && exit 0
 exit "$code"

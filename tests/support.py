@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -79,6 +80,13 @@ def descendants(pid: int) -> list[int]:
     for known in found:
         found += [child for child, of in parent.items() if of == known]
     return found[1:]
+
+
+def skip_or_fail(why: str) -> NoReturn:
+    """Leave a test out, saying why; where it must not be left out (.ci/run sets REQUIRE_CLUSTER=1), fail."""
+    if os.environ.get("REQUIRE_CLUSTER") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def python(*words: str | Path) -> list[str | Path]:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.launch.hosts import ADDRESSES, Hosts, two_hosts, unavailable
 from tests.slurm.jobs import LONG, losses, rows, train_alone, weights
-from tests.support import ROOT, clean_environment
+from tests.support import ROOT, clean_environment, skip_or_fail
 
 SECONDS = 240
 
@@ -23,7 +23,7 @@ SECONDS = 240
 def hosts() -> Iterator[Hosts]:
     why = unavailable()
     if why:
-        pytest.skip(f"no hosts: {why}")
+        skip_or_fail(f"no hosts: {why}")
     with two_hosts() as made:
         yield made
 
@@ -35,7 +35,7 @@ def start(hosts: Hosts, folder: Path, *flags: str | Path) -> list[subprocess.Pop
         own = ("--nodes", "2", "--node", str(node), "--host", ADDRESSES[0], "--port", "29500", "--max-restarts", "0")
         words = [*hosts.on(node), str(ROOT / "launch" / "torchrun.sh"), *own, "--", *map(str, flags)]
         with (folder / f"host{node}.txt").open("a") as out:
-            environment = clean_environment(DISTCNN_PYTHON=sys.executable)
+            environment = clean_environment(DISTCNN_PYTHON=sys.executable, DISTCNN_GRACE="15")
             started.append(
                 subprocess.Popen(
                     words, cwd=folder, env=environment, stdout=out, stderr=out, text=True, start_new_session=True

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, unavailable
+from tests.support import skip_or_fail
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,6 @@ def cluster() -> Iterator[Cluster]:
     """A running SLURM cluster of two nodes."""
     why = unavailable()
     if why:
-        pytest.skip(f"no SLURM here: {why}")
+        skip_or_fail(f"no SLURM here: {why}")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder)) as running:
         yield running
