@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distcnn.data.decode import Pixels
 from distcnn.data.manifest import ImageStats
 
+HOLD = 256  # samples summed together
 GRID = 32  # pixels of an image that count in mean and std: all up to 32x32, else about 32 rows by 32 columns
 
 
@@ -25,22 +26,27 @@ class Sums:
     min_height: int = 0
     max_height: int = 0
     gray: bool = True
+    _held: list[Pixels] = field(default_factory=list)
 
-    def add(self, images: list[Pixels]) -> None:
-        """Count some images (H, W, 3) uint8 in."""
-        if not images:
-            return
-        heights = [image.shape[0] for image in images]
-        widths = [image.shape[1] for image in images]
-        self._add_sizes(min(widths), max(widths), min(heights), max(heights))
-        self.gray = self.gray and all(map(is_gray, images))
-        sampled = np.concatenate([_grid(image).reshape(-1) for image in images])  # (3 n,) r g b r g b ...
-        self.pixels += len(sampled) // 3
-        total, squares = _channel_sums(sampled)
-        self._add_sums(total, squares)
+    def add(self, image: Pixels) -> None:
+        """Count an image (H, W, 3) uint8 in. Not the image is kept for it, but its sample."""
+        height, width = image.shape[:2]
+        self._add_sizes(width, width, height, height)
+        self.gray = self.gray and is_gray(image)
+        self.pixels += len(range(0, height, _step(height))) * len(range(0, width, _step(width)))
+        self._held.append(np.ascontiguousarray(_grid(image)).reshape(-1))
+        if len(self._held) == HOLD:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add up the samples held back, which are summed many at a time."""
+        if self._held:
+            self._add_sums(*_channel_sums(np.concatenate(self._held)))  # r g b r g b ...
+            self._held = []
 
     def merge(self, other: Sums) -> None:
         """Count in what `other` has counted."""
+        other.settle()
         if not other.pixels:
             return
         self._add_sizes(other.min_width, other.max_width, other.min_height, other.max_height)
@@ -50,6 +56,7 @@ class Sums:
 
     def stats(self) -> ImageStats:
         """As the manifest has it: mean and std in [0, 1], 6 digits."""
+        self.settle()
         if not self.pixels:
             return ImageStats()
         mean = [total / self.pixels for total in self.total]
@@ -90,11 +97,19 @@ def _channel_sums(values: NDArray[np.uint8]) -> tuple[list[int], list[int]]:
 
 
 def is_gray(image: Pixels) -> bool:
-    """Whether the three channels of (H, W, 3) are equal."""
+    """Whether the three channels of (H, W, 3) are equal; a few pixels show most colour images."""
+    return _equal_channels(_grid(image)) and _equal_channels(image)
+
+
+def _equal_channels(image: Pixels) -> bool:
     return bool((image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 1] == image[:, :, 2]).all())
 
 
 def _grid(image: Pixels) -> Pixels:
     """At most about GRID rows by GRID columns of an image, evenly spread."""
     height, width = image.shape[:2]
-    return image[:: -(-height // GRID), :: -(-width // GRID)]
+    return image[:: _step(height), :: _step(width)]
+
+
+def _step(side: int) -> int:
+    return -(-side // GRID)

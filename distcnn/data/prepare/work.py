@@ -9,7 +9,7 @@ from json.encoder import encode_basestring
 
 from PIL import Image
 
-from distcnn.data.decode import DecodeError, Pixels
+from distcnn.data.decode import DecodeError
 from distcnn.data.manifest import UNLABELLED
 from distcnn.data.prepare.images import Checked, Policy, check, load
 from distcnn.data.prepare.packing import Packer
@@ -17,7 +17,6 @@ from distcnn.data.prepare.source import Payload
 from distcnn.data.prepare.stats import Sums
 from distcnn.data.shards import IndexRows, make_index
 
-HOLD_BYTES = 16 << 20  # decoded pixels kept until they are counted together
 HASH_BYTES = 16
 
 
@@ -59,8 +58,6 @@ def pack(task: Task, policy: Policy, count_pixels: bool) -> Part:
     good: list[int] = []
     bad: list[int] = []
     reasons: list[str] = []
-    held: list[Pixels] = []
-    held_bytes = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters raises
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -78,12 +75,8 @@ def pack(task: Task, policy: Policy, count_pixels: bool) -> Part:
             hashes.append(content_hash(data))
             good.append(place)
             if count_pixels:
-                held.append(image.pixels)
-                held_bytes += image.pixels.nbytes
-                if held_bytes > HOLD_BYTES:
-                    sums.add(held)
-                    held, held_bytes = [], 0
-    sums.add(held)
+                sums.add(image.pixels)
+    sums.settle()
     return Part(packer.take(), make_index(rows), ends, b"".join(hashes), good, bad, reasons, sums)
 
 

@@ -12,13 +12,20 @@ def images(*shapes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
 
 
+def summed(batch: list[np.ndarray]) -> Sums:
+    sums = Sums()
+    for image in batch:
+        sums.add(image)
+    sums.settle()
+    return sums
+
+
 @pytest.mark.parametrize(
     "shapes", [[(1, 1)], [(8, 8)] * 5, [(32, 32)] * 300, [(3, 5), (32, 1), (7, 31)], [(32, 32)] * 9 + [(1, 2)]]
 )
 def test_mean_and_std_are_exact_up_to_32_pixels(shapes: list[tuple[int, int]]) -> None:
     batch = images(*shapes)
-    sums = Sums()
-    sums.add(batch)
+    sums = summed(batch)
     flat = np.concatenate([image.reshape(-1, 3) for image in batch]).astype(np.float64) / 255
     stats = sums.stats()
     assert sums.pixels == len(flat)
@@ -29,8 +36,7 @@ def test_mean_and_std_are_exact_up_to_32_pixels(shapes: list[tuple[int, int]]) -
 
 
 def test_the_brightest_images_do_not_overflow() -> None:
-    sums = Sums()
-    sums.add([np.full((32, 32, 3), 255, dtype=np.uint8)] * 500)
+    sums = summed([np.full((32, 32, 3), 255, dtype=np.uint8)] * 500)
     assert sums.total == [500 * 1024 * 255] * 3
     assert sums.squares == [500 * 1024 * 255**2] * 3
     assert sums.stats().mean == (1.0, 1.0, 1.0)
@@ -39,8 +45,7 @@ def test_the_brightest_images_do_not_overflow() -> None:
 
 def test_larger_images_are_sampled_evenly() -> None:
     ramp = np.repeat(np.linspace(0, 255, 400).astype(np.uint8)[:, None, None], 300, axis=1).repeat(3, axis=2)
-    sums = Sums()
-    sums.add([ramp])
+    sums = summed([ramp])
     assert 0 < sums.pixels <= GRID * GRID
     assert abs(sums.stats().mean[0] - ramp.mean() / 255) < 0.02
     assert abs(sums.stats().std[0] - ramp.std() / 255) < 0.02
@@ -48,13 +53,10 @@ def test_larger_images_are_sampled_evenly() -> None:
 
 def test_any_partition_gives_the_same_sums() -> None:
     batch = images(*[(9, 7), (40, 20), (32, 32), (5, 5)] * 3)
-    whole, parts = Sums(), Sums()
-    whole.add(batch)
+    parts = Sums()
     for start, stop in ((7, 12), (0, 1), (1, 7), (3, 3)):
-        part = Sums()
-        part.add(batch[start:stop])
-        parts.merge(part)
-    assert whole == parts
+        parts.merge(summed(batch[start:stop]))
+    assert summed(batch) == parts
 
 
 @pytest.mark.parametrize(("colour", "gray"), [((5, 5, 5), True), ((5, 6, 5), False), ((5, 5, 6), False)])
@@ -62,13 +64,11 @@ def test_gray_means_three_equal_channels(colour: tuple[int, int, int], gray: boo
     image = np.full((4, 4, 3), 9, dtype=np.uint8)
     image[3, 2] = colour
     assert is_gray(image) is gray
-    sums = Sums()
-    sums.add([np.zeros((2, 2, 3), dtype=np.uint8), image])
+    sums = summed([np.zeros((2, 2, 3), dtype=np.uint8), image])
     assert sums.stats().grayscale is gray
 
 
 def test_no_image_no_statistics() -> None:
-    sums = Sums()
-    sums.add([])
+    sums = summed([])
     sums.merge(Sums())
     assert sums.stats() == ImageStats()
