@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
-from distcnn.build import make_loader
 from distcnn.data.loader import TileRequest
 from distcnn.data.order import EpochOrder
 from distcnn.verify.evidence import Evidence, called, troubles
 from distcnn.verify.launch import TileRow, Trace
 from distcnn.verify.record import digest
+from distcnn.verify.reference import shard_counts
 from distcnn.verify.result import Result, plural
 
-OTHER_THREADS = ((1, 0), (3, 2))  # (threads, steps ahead)
+OTHER_THREADS = ((1, False), (3, True))  # (threads, whether they read ahead)
 MAX_PIXEL_SAMPLES = 1000  # that are made again with other threads
 
 
@@ -39,24 +38,25 @@ def check_order(evidence: Evidence) -> Result:
             result.problems += _same_places(one, trace) + _ledger(trace)
     result.problems += troubles(evidence.compared)
     result.figures = {"samples": walked, "trained": trained}
-    result.measured = f"{walked:,} samples once each in 2 epochs of the whole set; {trained:,} seen in training"
+    result.measured = f"order of {walked:,} samples walked through for 2 epochs; {trained:,} seen in training"
     return result
 
 
 def _walk(evidence: Evidence, result: Result) -> int:
     """Go through two epochs of the user's whole split, as ids alone."""
     config = evidence.full
-    reader = make_loader(config, evidence.dataset, config.data.train_split, True, 1, False).reader
+    counts = shard_counts(evidence.dataset, config.data.train_split)
+    samples = int(counts.sum())
     for epoch in range(2):
-        order = EpochOrder(reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+        order = EpochOrder(counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
         lanes = [order.lane_slice(c, 0, order.lane_length(c)) for c in range(config.geometry.lanes)]
-        times = np.bincount(np.concatenate(lanes), minlength=len(reader))
-        if len(times) != len(reader) or (times != 1).any():
+        times = np.bincount(np.concatenate(lanes), minlength=samples)
+        if len(times) != samples or (times != 1).any():
             result.problems.append(
-                f"in the order of epoch {epoch} {plural(int((times == 0).sum()), 'sample')} of {len(reader):,} never"
+                f"in the order of epoch {epoch} {plural(int((times == 0).sum()), 'sample')} of {samples:,} never"
                 f" come and {plural(int((times > 1).sum()), 'sample')} come more than once"
             )
-    return len(reader)
+    return samples
 
 
 def _epochs(trace: Trace) -> Iterator[Counter[int]]:
@@ -125,8 +125,8 @@ def check_pixels(evidence: Evidence) -> Result:
                 f" {called(trace)}, {wanted[epoch, sample][1:]} with 1"
             )
     again = 0
-    for threads, prefetch in OTHER_THREADS:
-        again, other = _again(evidence, one, threads, prefetch)
+    for threads, ahead in OTHER_THREADS:
+        again, other = _again(evidence, one, threads, ahead)
         if other:
             result.problems.append(_unkeyed(evidence, other, again, f"with {plural(threads, 'thread')} as in training"))
     result.problems += troubles(evidence.compared)
@@ -152,7 +152,7 @@ def _seen(trace: Trace) -> Iterator[tuple[tuple[int, int], tuple[str, list[int],
                 yield (tile.epoch, sample), (pixels, labels, tile.share)
 
 
-def _again(evidence: Evidence, one: Trace, threads: int, prefetch: int) -> tuple[int, list[tuple[int, int]]]:
+def _again(evidence: Evidence, one: Trace, threads: int, ahead: bool) -> tuple[int, list[tuple[int, int]]]:
     """(how many samples were made again, the (epoch, sample) whose pixels then differ)."""
     rows: list[TileRow] = []
     for tiles in one.tiles.values():
@@ -160,7 +160,7 @@ def _again(evidence: Evidence, one: Trace, threads: int, prefetch: int) -> tuple
             if tile.ids and sum(len(row.ids) for row in rows) + len(tile.ids) <= MAX_PIXEL_SAMPLES:
                 rows.append(tile)
     requests = [TileRequest(row.epoch, row.step, row.lane, np.array(row.ids, dtype=np.int64)) for row in rows]
-    made = evidence.reference.pixels(requests, min(threads, 2 * (os.cpu_count() or 1)), prefetch)
+    made = evidence.reference.pixels(requests, threads, ahead)
     other = [
         (row.epoch, sample)
         for row, x_NCHW in zip(rows, made, strict=True)

@@ -62,8 +62,14 @@ def called(trace: Trace) -> str:
 
 
 def troubles(traces: list[Trace]) -> list[str]:
-    """A line for each run that ended before its time."""
-    return [f"the run with {called(trace)} failed: {trace.trouble}" for trace in traces if trace.trouble]
+    """A line for each run that ended before its time; why, `check_runs` says."""
+    return [f"{described(trace)} did not come to its end" for trace in traces if trace.trouble]
+
+
+def described(trace: Trace) -> str:
+    """A run in words, with its purpose: the run with 1 process (resumed)."""
+    purpose = "" if trace.run.name.isdigit() else f" ({trace.run.name})"
+    return f"the run with {called(trace)}{purpose}"
 
 
 def disagreement(trace: Trace, kind: str, what: str) -> str:

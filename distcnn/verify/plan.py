@@ -131,7 +131,7 @@ def plan_runs(
 
     keep = tuple(sorted({0, steps - 1}))
     compared = set(checks) - {"overfit", "precision", "resume"}
-    needed = set(processes) if compared else {1} if {"precision", "resume"} & set(checks) else set()
+    needed = set(processes) if compared else {1} if "precision" in checks else set()
     runs = []
     if "resume" in checks:
         most = processes[-1]
@@ -139,7 +139,7 @@ def plan_runs(
         needed.add(back)
         every = max(steps // 2, 1)
         saved: dict[str, object] = {"folder": "killed", "checkpoint_every": every}
-        runs.append(run("killed", most, saved.copy(), kill_at=min(every + 1, EPOCHS * steps - 1)))
+        runs.append(run("killed", most, saved.copy(), kill_at=min(every + 1, max(steps - 1, 1))))
         runs.append(run("resumed", back, saved.copy(), after="killed"))
     runs += [run(str(count), count, {}, keep=keep) for count in sorted(needed)]
     if "precision" in checks:

@@ -86,7 +86,8 @@ class Recorder:
 
     def _state(self, job: Job) -> None:
         total = job.position.total
-        buffers = {name: b for name, b in job.model.named_buffers() if name in job.model.state_dict()}
+        saved = job.model.state_dict().keys()
+        buffers = {name: buffer for name, buffer in job.model.named_buffers() if name in saved}
         weights = dict(job.model.named_parameters())
         self.row("state", total=total, weights=digest(weights.values()), buffers=digest(buffers.values()))
         if self._rank == 0 and (total in self._keep or total - 1 in self._keep):

@@ -18,10 +18,10 @@ from torch import nn
 from distcnn.augment import Targets
 from distcnn.batchnorm import TileBatchNorm2d
 from distcnn.build import Dataset, make_augment, make_loader, make_model
-from distcnn.config import OptimConfig, TrainConfig
+from distcnn.config import OptimConfig, TrainConfig, from_flat
 from distcnn.data.loader import TileRequest
-from distcnn.data.order import EpochOrder
-from distcnn.train import forward_seed
+from distcnn.data.order import EpochOrder, Ids
+from distcnn.tiles import forward_seed
 
 Tensors = dict[str, torch.Tensor]
 
@@ -63,7 +63,8 @@ class Reference:
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         torch.set_num_threads(config.run.threads)
-        self.config = config
+        self.config, self._dataset = config, dataset
+        self._counts = shard_counts(dataset, config.data.train_split)
         self.loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
         self._val = make_loader(config, dataset, config.data.val_split, False, 1, False)
         self._augment = make_augment(config, dataset)
@@ -75,7 +76,7 @@ class Reference:
 
     def order(self, epoch: int) -> EpochOrder:
         config = self.config
-        return EpochOrder(self.loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+        return EpochOrder(self._counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
 
     def step(self, state: Mapping[str, torch.Tensor], epoch: int, step: int, by_lane: bool = False) -> Step:
         """The gradient of the mean loss over a step's samples, from the weights `state`."""
@@ -133,15 +134,20 @@ class Reference:
             losses.append(float(_plain_loss(logits_NK, targets, 0.0)))
         return confusion, math.fsum(losses) / max(len(losses), 1)
 
-    def pixels(self, requests: list[TileRequest], threads: int, prefetch: int) -> list[torch.Tensor]:
-        """The model's inputs for tiles, made with another number of threads and without a cache."""
-        loader = type(self.loader)(self.loader.reader, self.loader.view, self.loader.seed, threads, prefetch)
+    def pixels(self, requests: list[TileRequest], threads: int, ahead: bool) -> list[torch.Tensor]:
+        """The model's inputs for tiles, made by so many threads without a cache, `ahead` of the steps or not."""
+        config = from_flat({"cache": "off"}, "verify", base=self.config)
+        loader = make_loader(config, self._dataset, config.data.train_split, True, threads, ahead)
         made = []
         for (tile,) in loader.steps([request] for request in requests):
             made.append(self._augment(tile, torch.device("cpu"), train=True)[0].clone())
-        if loader._pool is not None:
-            loader._pool.shutdown()
+        loader.close()
         return made
+
+
+def shard_counts(dataset: Dataset, split: str) -> Ids:
+    """(S,) samples of each shard."""
+    return np.array([shard.samples for shard in dataset.manifest.split(split).shards], dtype=np.int64)
 
 
 def _plain_loss(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:

@@ -41,16 +41,16 @@ class Report:
     @property
     def headline(self) -> str:
         """The verdict in a sentence."""
-        numbers = [str(n) for n in self.processes]
-        among = " and ".join([", ".join(numbers[:-1]), numbers[-1]]) if len(numbers) > 1 else numbers[0]
-        failed = [result for result in self.results if result.problems]
+        checks = [result for result in self.results if result.name != "runs"]
+        failed = [result.title for result in checks if result.problems]
         if failed:
-            return f"{plural(len(failed), 'check')} of {len(self.results)} failed: " + ", ".join(
-                r.title for r in failed
-            )
-        made = [result for result in self.results if not result.skipped]
-        checks = "1 check" if len(made) == 1 else f"all {len(made)} checks"
-        return f"{checks} passed, on {among} process{'es' if len(numbers) > 1 or numbers[0] != '1' else ''}"
+            return f"{plural(len(failed), 'check')} of {len(checks)} failed: {', '.join(failed)}"
+        if not self.passed:
+            return "a run failed"
+        made = sum(not result.skipped for result in checks)
+        numbers = [str(n) for n in self.processes]
+        among = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
+        return f"{'1 check' if made == 1 else f'all {made} checks'} passed, on {among} process" + "es" * (among != "1")
 
 
 def print_table(report: Report) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TITLES = {
+    "runs": "short runs of the trainer",
     "order": "sample order and ledger",
     "pixels": "augmented pixels",
     "gradients": "gradients of 1 and N processes",

@@ -11,16 +11,26 @@ import torch
 from distcnn import checkpoint
 from distcnn.data.order import EpochOrder
 from distcnn.optim import build_schedule
-from distcnn.verify.evidence import Evidence, called, troubles
+from distcnn.verify.evidence import Evidence, called, described, troubles
 from distcnn.verify.launch import Trace
 from distcnn.verify.plan import EPOCHS
-from distcnn.verify.reference import learning_rate, relative
+from distcnn.verify.reference import learning_rate, relative, shard_counts
 from distcnn.verify.result import Result, difference, few, plural
 
 SAME_RATE = 1e-9  # relative to the peak: the formulas are written differently
 SAME_LOSS = 1e-4  # of the evaluation, relative: images one by one instead of in tiles
 HALF_LOSS = 0.05  # of the first step in bf16, relative
 CURVE_POINTS = 2000
+
+
+def check_runs(evidence: Evidence) -> Result:
+    """Every run came to its end; made whatever else is checked."""
+    result = Result("runs", demanded="each comes to its end")
+    traces = list(evidence.traces.values())
+    result.problems = [f"{described(trace)} failed: {trace.trouble}" for trace in traces if trace.trouble]
+    seconds = sum(trace.seconds for trace in traces)
+    result.measured = f"{plural(len(traces), 'run')} of real processes, {seconds:.0f} s in all"
+    return result
 
 
 def check_schedule(evidence: Evidence) -> Result:
@@ -56,8 +66,8 @@ def check_schedule(evidence: Evidence) -> Result:
 def _full_steps(evidence: Evidence) -> int:
     """Steps an epoch on the user's whole split."""
     config = evidence.full
-    counts = [shard.samples for shard in evidence.dataset.manifest.split(config.data.train_split).shards]
-    return EpochOrder(np.array(counts), config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    counts = shard_counts(evidence.dataset, config.data.train_split)
+    return EpochOrder(counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
 
 
 def _wrong_rate(evidence: Evidence, trace: Trace, total: int, lr: float) -> str:
@@ -135,13 +145,19 @@ def check_evaluation(evidence: Evidence) -> Result:
         if counted != samples:
             result.problems.append(f"with {called(trace)} {counted} samples were counted of {samples}")
         same = ("confusion", "val/loss", "val/top1", "per_class")
-        if evidence.exact(trace) and any(found[key] != evidence.one.results.get(key) for key in same):
-            result.problems.append(f"with {called(trace)} the evaluation gave other numbers than with 1")
-        if trace is evidence.one or not evidence.exact(trace):
+        if _same_end(evidence, trace) and any(found[key] != evidence.one.results.get(key) for key in same):
+            result.problems.append(f"with {called(trace)} the same weights were found to be others than with 1")
+        if trace is evidence.one or not _same_end(evidence, trace):
             worst = max(worst, _against_plain(evidence, trace, result))
     result.figures = {"samples": samples, "loss": worst}
     result.measured = f"{samples} samples; loss {worst:.1e} from a plain loop"
     return result
+
+
+def _same_end(evidence: Evidence, trace: Trace) -> bool:
+    """Whether a run has ended with the bits of the run with one process."""
+    ends = [list(side.by_step("state").values())[-1:] for side in (trace, evidence.one)]
+    return ends[0] == ends[1]
 
 
 def _against_plain(evidence: Evidence, trace: Trace, result: Result) -> float:

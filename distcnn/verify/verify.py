@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from distcnn.build import Dataset, open_dataset
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
@@ -22,7 +20,8 @@ from distcnn.train import EVALUATION_TILE
 from distcnn.verify import data_checks, run_checks, sum_checks
 from distcnn.verify.evidence import Evidence
 from distcnn.verify.launch import Trace, launch_all
-from distcnn.verify.plan import CHECKS, VAL_TILES, CheckName, choose_processes, plan_runs, short_config
+from distcnn.verify.plan import CHECKS, VAL_TILES, CheckName, Run, choose_processes, plan_runs, short_config
+from distcnn.verify.reference import shard_counts
 from distcnn.verify.report import CERTIFICATE, REPORT, Report, write_report
 from distcnn.verify.result import Result, plural
 from distcnn.verify.subset import make_subset, ragged_samples
@@ -55,6 +54,19 @@ class Request:
     steps: int = 4
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before anything runs."""
+
+    request: Request
+    processes: tuple[int, ...]
+    dataset: Dataset
+    small: Dataset  # what is trained on, with `steps` steps an epoch
+    steps: int
+    short: TrainConfig
+    runs: list[Run]
+
+
 def verify(request: Request, console: Console) -> Report:
     """Run and compare; returns what was found, which also lies in the output folder.
 
@@ -62,40 +74,40 @@ def verify(request: Request, console: Console) -> Report:
     holds something else.
     """
     started = time.monotonic()
-    config = request.config
-    processes = choose_processes(request.processes, config.geometry)
-    dataset = open_dataset(config, World())
-    output = output_of(config)
-    work = _claim(output)
-    small, steps = _small_set(config, dataset, work / "data", request.steps)
-    short = short_config(config, (work / "data").resolve(), work.resolve() / "runs")
-    runs = plan_runs(short, request.checks, processes, steps, work.resolve())
-    train = config.data.train_split
+    config, output = request.config, output_of(request.config)
+    ready = prepare(request)
+    images = [d.manifest.split(config.data.train_split).samples for d in (ready.small, ready.dataset)]
     console.say(
-        f"{plural(len(runs), 'short run')} of {config.model.model} on {small.manifest.split(train).samples:,} of"
-        f" {dataset.manifest.split(train).samples:,} images of {config.data.data},"
-        f" {plural(steps, 'step')} an epoch; then {plural(len(request.checks), 'check')}"
+        f"{plural(len(ready.runs), 'short run')} of {config.model.model} on {images[0]:,} of {images[1]:,} images of"
+        f" {config.data.data}, {plural(ready.steps, 'step')} an epoch; then {plural(len(request.checks), 'check')}"
     )
-    with console.progress("verify", len(runs) + len(request.checks)) as advance:
-        traces = launch_all(runs, lambda trace: advance(1, _ended(trace)))
+    with console.progress("verify", len(ready.runs) + len(request.checks)) as advance:
+        traces = launch_all(ready.runs, lambda trace: advance(1, _ended(trace)))
         _refuse_impossible(traces)
-        evidence = Evidence(config, dataset, short, small, steps, traces)
-        results = []
+        evidence = Evidence(config, ready.dataset, ready.short, ready.small, ready.steps, traces)
+        results = [run_checks.check_runs(evidence)]
         for name in request.checks:
             results.append(CHECK_FUNCTIONS[name](evidence))
             advance(1, f"check {name}")
-    report = Report(
-        results=results,
-        processes=processes,
-        facts=_facts(evidence, time.monotonic() - started),
-        config=flatten(config),
-        runs=[_run_row(trace) for trace in traces.values()],
-        seconds=time.monotonic() - started,
-    )
+    seconds = time.monotonic() - started
+    runs = [_run_row(trace) for trace in traces.values()]
+    report = Report(results, ready.processes, _facts(evidence, seconds), flatten(config), runs, seconds)
     write_report(report, output)
     if report.passed:
-        shutil.rmtree(work)
+        shutil.rmtree(output / WORK)
     return report
+
+
+def prepare(request: Request) -> Prepared:
+    """Open the data, take over the output folder, and plan the runs. Raises UserError as `verify` does."""
+    config = request.config
+    processes = choose_processes(request.processes, config.geometry)
+    dataset = open_dataset(config, World())
+    work = _claim(output_of(config)).resolve()
+    small, steps = _small_set(config, dataset, work / "data", request.steps)
+    short = short_config(config, work / "data", work / "runs")
+    runs = plan_runs(short, request.checks, processes, steps, work)
+    return Prepared(request, processes, dataset, small, steps, short, runs)
 
 
 def output_of(config: TrainConfig) -> Path:
@@ -130,8 +142,8 @@ def _small_set(config: TrainConfig, dataset: Dataset, folder: Path, steps: int) 
     sizes[train] = ragged_samples(available[train], config.geometry, steps)
     manifest = make_subset(dataset.root.resolve(), dataset.manifest, sizes, folder)
     small = Dataset(folder, manifest, dataset.size, dataset.mean, dataset.std)
-    counts = [shard.samples for shard in manifest.split(train).shards]
-    return small, EpochOrder(np.array(counts), config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    counts = shard_counts(small, train)
+    return small, EpochOrder(counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
 
 
 def _refuse_impossible(traces: dict[str, Trace]) -> None:
