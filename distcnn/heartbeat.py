@@ -63,10 +63,10 @@ class Heartbeat:
     error: str  # why it ended, if not well
     age_seconds: float = 0.0  # when read: since it was written
 
-    def place(self) -> str:
-        """Where the rank was, for a message: `phase data, epoch 2, step 17 (total 113), shard x.tar, key 0042`."""
-        text = f"phase {self.phase}, epoch {self.epoch + 1}, step {self.step} (total {self.total})"
-        if self.shards and self.phase in (DATA, COMPUTE, REDUCE):
+    def place(self, samples: bool = True) -> str:
+        """Where the rank was: `phase data, epoch 2, step 17 (113 made), shard x.tar, first key '0042'`."""
+        text = f"phase {self.phase}, epoch {self.epoch + 1}, step {self.step} ({self.total} made)"
+        if samples and self.shards and self.phase in (DATA, COMPUTE, REDUCE):
             text += f", shard {', '.join(self.shards)}, first key {self.key!r}"
         return text
 

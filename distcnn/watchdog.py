@@ -76,7 +76,7 @@ def watched(run: Path, world: World, limit_seconds: float) -> Iterator[Pulse]:
     except BaseException as error:
         if world.size > 1 and broken_by_another(error):
             closed.set()
-            blame(run, world, error)
+            blame(run, pulse, error)
         phase, text = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
         raise
     finally:
@@ -84,8 +84,9 @@ def watched(run: Path, world: World, limit_seconds: float) -> Iterator[Pulse]:
         beating.close(phase, text)
 
 
-def blame(run: Path, world: World, error: BaseException) -> None:
+def blame(run: Path, pulse: Pulse, error: BaseException) -> None:
     """A collective operation has failed: raises what became of the rank that broke it, if that can be found out."""
+    world = pulse.world
     first = {beat.rank: beat.beat for beat in read_all(run)}
     until = time.monotonic() + LOOK_SECONDS
     over = False
@@ -104,8 +105,10 @@ def blame(run: Path, world: World, error: BaseException) -> None:
         lost = failed or dead or still
         if lost:
             what = "failed" if failed else "died" if dead else "gives no sign of life"
-            names = "; ".join(f"{beat.who()}: {beat.error or beat.place()}" for beat in lost[:NAMED])
-            raise LostRank(f"lost a process of this run that {what}: {names}", _speaks(world, lost)) from error
+            names = "; ".join(f"{beat.who()}, {beat.error or f'last seen in {beat.place()}'}" for beat in lost[:NAMED])
+            here = pulse.heartbeat(0).place(samples=False)
+            text = f"lost a process of this run, which {what}: {names} (rank {world.rank} was in {here})"
+            raise LostRank(text, _speaks(world, lost)) from error
         time.sleep(0.1)
 
 
@@ -173,7 +176,7 @@ class Watch:
     def _end(self, lost: Sequence[Heartbeat], beating: Beating) -> None:
         """Say who is to blame and leave. The first rank that is not to blame speaks, the others give it time to."""
         world = self._pulse.world
-        text = verdict_text(lost, world.size, self._limit)
+        text = verdict_text(lost, self._pulse.heartbeat(0), self._limit)
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {text}\n"
         own_log = self._run / "logs" / f"rank_{world.rank}.log"
         with contextlib.suppress(OSError), own_log.open("a", encoding="utf-8") as log:
@@ -207,14 +210,14 @@ def to_blame(pulse: Pulse, others: Sequence[Silence], limit_seconds: float) -> l
     return [beat for beat in everyone if (beat.total, _ORDER[beat.phase]) == first]
 
 
-def verdict_text(lost: Sequence[Heartbeat], size: int, limit_seconds: float) -> str:
-    """The one line that is said."""
-    names = "; ".join(f"{beat.who()}: {beat.place()}" for beat in lost[:NAMED])
+def verdict_text(lost: Sequence[Heartbeat], mine: Heartbeat, limit_seconds: float) -> str:
+    """The one line that is said. A heartbeat may be a moment older than what it tells of, so `mine` is told, too."""
+    names = "; ".join(f"{beat.who()}, last seen in {beat.place()}" for beat in lost[:NAMED])
     if len(lost) > NAMED:
         names += f"; and {len(lost) - NAMED} more"
-    if len(lost) == size > 1:
+    if len(lost) == mine.size > 1:
         names = f"all ranks alike: {lost[0].place()}"
     return (
-        f"no progress for {limit_seconds:g} s (--stall-timeout), waiting for {names};"
-        " this process ends, the same command goes on from the last checkpoint"
+        f"no progress for {limit_seconds:g} s (--stall-timeout), waiting for {names}; rank {mine.rank} was in"
+        f" {mine.place(samples=False)} and ends; the same command goes on from the last checkpoint"
     )

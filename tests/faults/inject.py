@@ -71,9 +71,16 @@ def hang_in_data(step: int) -> None:
     Loader._finish = finish  # type: ignore[method-assign]
 
 
-def signal_self(step: int, number: int) -> None:
-    """Send itself a signal before a step (SIGSTOP: it hangs; SIGKILL: it crashes)."""
-    _each_step(lambda total: os.kill(os.getpid(), number) if total == step else None)
+def signal_self(step: int, number: int, once_there_is: str = "") -> None:
+    """Send itself a signal before a step (SIGSTOP: it hangs; SIGKILL: it crashes), once there is some file."""
+
+    def act(total: int) -> None:
+        if total == step:
+            while once_there_is and not Path(once_there_is).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    _each_step(act)
 
 
 def raise_error(step: int, user: bool) -> None:
@@ -120,3 +127,34 @@ def grace(seconds: float) -> None:
     from distcnn import preempt
 
     preempt.GRACE_SECONDS = seconds
+
+
+def slow_first_step(seconds: float) -> None:
+    """Compilation, or a file system that wakes up."""
+    _each_step(lambda total: time.sleep(seconds) if total == 0 else None)
+
+
+def slow_evaluation(seconds: float) -> None:
+    """A tile of the evaluation that takes long."""
+    from distcnn import evaluate
+
+    inner: Any = evaluate.rows_of
+
+    def rows_of(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return inner(*arguments)
+
+    evaluate.rows_of = rows_of
+
+
+def busy(seconds: float) -> None:
+    """Computing takes longer, as on a throttled device."""
+    from distcnn import train
+
+    inner: Any = train.loss_sum
+
+    def loss(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return inner(*arguments)
+
+    train.loss_sum = loss

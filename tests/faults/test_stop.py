@@ -21,13 +21,13 @@ def saved_step(run: Path) -> int:
     return step_of(found)
 
 
-def test_stopped_in_every_way_and_resumed_at_every_size(stripes_set: Path, tmp_path: Path, reference: Path) -> None:
+def test_stopped_in_every_way_and_resumed_at_every_size(images: Path, tmp_path: Path, reference: Path) -> None:
     """A signal to one rank only, or the stop file: all ranks stop after the same step, saved once, with 75.
 
     Then the run goes on in the middle of the epoch with more or fewer processes; in the end it is the same run.
     """
     run = tmp_path / "run"
-    words = flags(stripes_set, run)
+    words = flags(images, run)
     asked = [(2, signal.SIGTERM), (1, "stop"), (4, signal.SIGUSR1), (2, signal.SIGUSR2), (2, signal.SIGHUP)]
     middles = 0
     for number, (size, how) in enumerate(asked):
@@ -51,13 +51,11 @@ def test_stopped_in_every_way_and_resumed_at_every_size(stripes_set: Path, tmp_p
     assert_same(run, reference)
 
 
-def test_the_time_limit_stops_the_run_and_a_requeued_one_goes_on(
-    stripes_set: Path, tmp_path: Path, reference: Path
-) -> None:
+def test_the_time_limit_stops_the_run_and_a_requeued_one_goes_on(images: Path, tmp_path: Path, reference: Path) -> None:
     """Under W&B (offline) the parts are one W&B run."""
     run = tmp_path / "run"
     more = ["--wandb-mode", "offline", "--wandb-project", "p"]
-    words = flags(stripes_set, run, *more)
+    words = flags(images, run, *more)
     environment = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     with Ranks(tmp_path / "a", 2, [*words, "--time-limit", "0.05"], SLOW, environment) as ranks:
         assert ranks.wait() == [EXIT_PREEMPTED] * 2
@@ -70,11 +68,11 @@ def test_the_time_limit_stops_the_run_and_a_requeued_one_goes_on(
     assert_same(run, reference)
 
 
-def test_signals_during_the_save_are_ignored(stripes_set: Path, tmp_path: Path) -> None:
+def test_signals_during_the_save_are_ignored(images: Path, tmp_path: Path) -> None:
     """Also the two SIGINTs that Ctrl-C under torchrun makes of one, and a third."""
     run, marker = tmp_path / "run", tmp_path / "saving"
     faults = {0: [("slow_steps", {"seconds": 0.05}), ("slow_saves", {"seconds": 0.7, "marker": str(marker)})]}
-    with Ranks(tmp_path / "a", 2, flags(stripes_set, run), faults) as ranks:
+    with Ranks(tmp_path / "a", 2, flags(images, run), faults) as ranks:
         ranks.until(at_step(run, 2))
         for _ in range(2):
             ranks.kill(0, signal.SIGINT)
@@ -89,12 +87,12 @@ def test_signals_during_the_save_are_ignored(stripes_set: Path, tmp_path: Path) 
     assert_tidy(run)
 
 
-def test_a_save_that_never_ends_ends_at_the_deadline(stripes_set: Path, tmp_path: Path) -> None:
+def test_a_save_that_never_ends_ends_at_the_deadline(images: Path, tmp_path: Path) -> None:
     """Here 2 s after the SIGTERM instead of 28. A rank that waits in a collective operation ends then, too."""
     run = tmp_path / "run"
     slow = [("slow_steps", {"seconds": 0.05}), ("grace", {"seconds": 2.0})]
     faults = {0: [*slow, ("slow_saves", {"seconds": 1000.0})], 1: slow}
-    with Ranks(tmp_path / "a", 2, flags(stripes_set, run), faults) as ranks:
+    with Ranks(tmp_path / "a", 2, flags(images, run), faults) as ranks:
         ranks.until(at_step(run, 2))
         started = time.monotonic()
         for rank in (0, 1):
@@ -102,13 +100,13 @@ def test_a_save_that_never_ends_ends_at_the_deadline(stripes_set: Path, tmp_path
         assert ranks.wait() == [EXIT_PREEMPTED] * 2
         assert 1.9 < time.monotonic() - started < 20
     assert newest_whole(run) == (None, [])
-    assert finish(tmp_path / "b", 2, flags(stripes_set, run, "--epochs", "1", "--resume", "never")) == [0, 0]
+    assert finish(tmp_path / "b", 2, flags(images, run, "--epochs", "1", "--resume", "never")) == [0, 0]
     assert_tidy(run)
 
 
-def test_a_second_interrupt_ends_a_run_that_does_not_get_to_its_next_step(stripes_set: Path, tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_a_run_that_does_not_get_to_its_next_step(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with Ranks(tmp_path / "a", 1, flags(stripes_set, run), {0: [("hang_in_data", {"step": 1})]}) as ranks:
+    with Ranks(tmp_path / "a", 1, flags(images, run), {0: [("hang_in_data", {"step": 1})]}) as ranks:
         ranks.until(at_step(run, 1))
         ranks.kill(0, signal.SIGINT)
         time.sleep(2.2)
