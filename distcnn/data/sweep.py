@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from distcnn.data.decode import DecodeError, Pixels, decode
+from distcnn.data.decode import DecodeError, decode
 from distcnn.data.manifest import Manifest
 from distcnn.data.prepare.stats import Sums
 from distcnn.data.shards import IndexRows, load_index
@@ -18,7 +18,6 @@ from distcnn.files import sha256_of
 
 CHUNK_IMAGES = 1024
 CHUNK_BYTES = 64 << 20  # whichever comes first: chunks of large images hold fewer
-HELD_BYTES = 32 << 20  # decoded pixels kept until they are counted together
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,6 @@ def verify(chunk: Chunk) -> Verified:
 
 def _verify_local(chunk: Chunk) -> Verified:
     out = Verified()
-    held: list[Pixels] = []
-    held_bytes = 0
     for place, data in chunk.images():
         try:
             pixels = decode(data)
@@ -101,12 +98,8 @@ def _verify_local(chunk: Chunk) -> Verified:
             out.bad.append((place, str(error)))
             continue
         out.sizes.append((pixels.shape[1], pixels.shape[0]))
-        held.append(pixels)
-        held_bytes += pixels.nbytes
-        if held_bytes > HELD_BYTES:
-            out.sums.add(held)
-            held, held_bytes = [], 0
-    out.sums.add(held)
+        out.sums.add(pixels)
+    out.sums.settle()
     if chunk.first == 0:
         out.sha256 = sha256_of(Path(chunk.path))
     return out

@@ -23,7 +23,7 @@ from distcnn.data.inspect.near import THUMB, perceptual_hash
 from distcnn.data.manifest import Manifest
 from distcnn.data.parallel import SILENT, run_jobs
 from distcnn.data.prepare.stats import Sums
-from distcnn.data.sweep import HELD_BYTES, Chunk, chunks_of
+from distcnn.data.sweep import Chunk, chunks_of
 
 CANVAS = 32  # S
 BYTES_FOR_PROCESSES = 8 << 20  # below this, starting processes takes longer than the work
@@ -112,8 +112,6 @@ def measure(chunk: Chunk) -> Measured:
     places: list[int] = []
     sizes: list[tuple[int, int]] = []
     digests: list[bytes] = []
-    held: list[Pixels] = []
-    held_bytes = 0
     canvas = np.empty((len(chunk.rows), CANVAS, CANVAS, 3), dtype=np.uint8)
     for place, data in chunk.images():
         try:
@@ -126,12 +124,8 @@ def measure(chunk: Chunk) -> Measured:
         sizes.append((pixels.shape[1], pixels.shape[0]))
         digests.append(hashlib.blake2b(data, digest_size=16).digest())
         out.formats[kind_of(data)] += 1
-        held.append(pixels)
-        held_bytes += pixels.nbytes
-        if held_bytes > HELD_BYTES:
-            out.sums.add(held)
-            held, held_bytes = [], 0
-    out.sums.add(held)
+        out.sums.add(pixels)
+    out.sums.settle()
     out.columns = _columns(chunk, places, sizes, digests, canvas[: len(places)])
     out.canvas_sum = canvas[: len(places)].sum(axis=0, dtype=np.float64)
     return out
