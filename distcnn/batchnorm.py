@@ -124,8 +124,10 @@ class TileStatistics:
         """(size,) float64: means and variances of the last tile, times its number of samples."""
         if not self._modules:
             return torch.zeros(0, dtype=torch.float64)
-        parts = [m.tile_mean for m in self._modules] + [m.tile_var for m in self._modules]
-        return torch.cat(parts).to(torch.float64).mul_(samples)
+        notes = [m.tile_mean for m in self._modules] + [m.tile_var for m in self._modules]
+        collected = torch.cat(notes).to(torch.float64).mul_(samples)
+        torch._foreach_zero_(notes)  # momentum 1 takes what was noted before 0 times, but 0 times NaN is NaN
+        return collected
 
     @torch.no_grad()
     def apply(self, totals: torch.Tensor, samples: int, finite: torch.Tensor) -> None:

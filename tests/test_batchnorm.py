@@ -82,6 +82,18 @@ def test_a_step_that_is_left_out_moves_nothing() -> None:
     assert torch.equal(model[1].running_mean, before[0]) and torch.equal(model[1].running_var, before[1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tile_that_is_not_finite_leaves_no_trace_in_the_next(value: float) -> None:
+    norm = convert(nn.Sequential(nn.BatchNorm2d(3)), "tile")[0]
+    statistics = TileStatistics(norm)
+    norm(image(4) * value)
+    statistics.collect(4)
+    norm(image(4))
+    found = statistics.collect(4)
+    norm(image(4))
+    assert found.isfinite().all() and torch.equal(found, statistics.collect(4))
+
+
 def test_one_value_per_channel_is_the_bias_and_teaches_only_it() -> None:
     """torch refuses to train on it; a ragged step may leave a single sample where the image has shrunk to 1x1."""
     norm = convert(nn.Sequential(nn.BatchNorm2d(3)), "tile")[0]

@@ -234,8 +234,9 @@ def test_a_step_that_is_not_finite_on_one_rank_is_left_out_by_all(
 
     simulate(small_config(stripes_set, tmp_path / "run", epochs=1, checkpoint_every=1), ranks, poison)
     assert kept == ["True"] * ranks
-    found = checkpoint.load(tmp_path / "run" / "checkpoints" / "step_00000002")
-    assert all(value.isfinite().all() for value in found.model.values())
+    for step in (2, 3):
+        found = checkpoint.load(tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
+        assert all(value.isfinite().all() for value in found.model.values())
     assert trace_of(tmp_path / "run").ledger[0]["exactly_once"]
 
 
