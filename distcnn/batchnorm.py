@@ -113,6 +113,7 @@ class TileStatistics:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [m for m in model.modules() if isinstance(m, TileBatchNorm2d)]
         self.size = 2 * sum(m.num_features for m in self._modules)
+        self._device = next((p.device for p in model.parameters()), None)
 
     def begin(self, samples: int) -> None:
         """Say how many samples the next tile has: one that stands in for none (0) counts for nothing."""
@@ -123,7 +124,7 @@ class TileStatistics:
     def collect(self, samples: int) -> torch.Tensor:
         """(size,) float64: means and variances of the last tile, times its number of samples."""
         if not self._modules:
-            return torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0, dtype=torch.float64, device=self._device)
         notes = [m.tile_mean for m in self._modules] + [m.tile_var for m in self._modules]
         collected = torch.cat(notes).to(torch.float64).mul_(samples)
         torch._foreach_zero_(notes)  # momentum 1 takes what was noted before 0 times, but 0 times NaN is NaN

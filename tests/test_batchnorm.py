@@ -149,3 +149,5 @@ def test_a_model_without_batch_norm() -> None:
     statistics = TileStatistics(nn.Linear(2, 2))
     assert statistics.size == 0 and statistics.collect(3).shape == (0,)
     statistics.apply(torch.zeros(0, dtype=torch.float64), 3, YES)
+    on_a_device = TileStatistics(nn.Linear(2, 2, device="meta")).collect(3)
+    assert on_a_device.device.type == "meta", "it is laid beside the loss, which is there"
