@@ -35,7 +35,7 @@ def start(hosts: Hosts, folder: Path, *flags: str | Path) -> list[subprocess.Pop
         own = ("--nodes", "2", "--node", str(node), "--host", ADDRESSES[0], "--port", "29500", "--max-restarts", "0")
         words = [*hosts.on(node), str(ROOT / "launch" / "torchrun.sh"), *own, "--", *map(str, flags)]
         with (folder / f"host{node}.txt").open("a") as out:
-            environment = clean_environment(DISTCNN_PYTHON=sys.executable, DISTCNN_GRACE="15")
+            environment = clean_environment(DISTCNN_PYTHON=sys.executable, DISTCNN_GRACE="5")
             started.append(
                 subprocess.Popen(
                     words, cwd=folder, env=environment, stdout=out, stderr=out, text=True, start_new_session=True
@@ -58,7 +58,7 @@ def finish(started: list[subprocess.Popen[str]], hosts: Hosts, seconds: float = 
 def test_two_hosts_are_the_run_of_one_process_though_their_network_breaks(
     hosts: Hosts, tmp_path: Path, stripes_set: Path
 ) -> None:
-    flags = ("--data", stripes_set, *LONG, "--output", tmp_path / "run", "--stall-timeout", "10")
+    flags = ("--data", stripes_set, *LONG, "--output", tmp_path / "run", "--stall-timeout", "6")
     started = start(hosts, tmp_path, *flags)
     deadline = time.monotonic() + SECONDS
     while len(rows(tmp_path / "run")) < 6:
