@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distcnn.data import keyed
 from distcnn.data.order import Ids
-from distcnn.pixels import to_device
+from distcnn.pixels import put_, to_device
 
 BINS = 31
 Strengths = NDArray[np.float64]  # (g,) one for each image of a group
@@ -28,8 +28,8 @@ def trivial_augment(images_NHWC: torch.Tensor, ids: Ids, seed: int, epoch: int) 
     for number, (_, apply, _) in enumerate(OPERATIONS):
         which = np.flatnonzero(operation == number)
         if apply is not None and len(which):
-            index = to_device(which, out.device)
-            out.index_copy_(0, index, apply(images_NHWC.index_select(0, index), strength[which]))
+            some = images_NHWC.index_select(0, to_device(which, out.device))
+            put_(out, which, apply(some, strength[which]))
     return out
 
 

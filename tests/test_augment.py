@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distcnn.augment import Augment, cut_box, cutout_boxes, erased_boxes, partners
 from distcnn.data import keyed
 from distcnn.data.loader import Tile, TileRequest
-from distcnn.pixels import crop_padded, mirror, normalise
+from distcnn.pixels import crop_padded, mirrored, normalise
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -115,7 +115,9 @@ def test_crops_are_those_of_a_padded_image(n: int, side: int, padding: int, refl
 def test_mirror(side: int) -> None:
     images = make_tile(np.arange(9), side).images
     flipped = np.arange(9) % 3 != 0
-    out = mirror(images, flipped)
+    out = mirrored(images, flipped)
+    together = normalise(images, (0, 0, 0), (1, 1, 1), flipped)
+    assert torch.equal(together, normalise(out, (0, 0, 0), (1, 1, 1)))
     for i in range(9):
         expected = images[i].flip(1) if flipped[i] else images[i]
         assert torch.equal(out[i], expected)
@@ -126,7 +128,7 @@ def test_crops_are_uniform_over_all_shifts() -> None:
     n, side, padding = 10_000, 5, 2
     images = torch.zeros((n, side, side, 3), dtype=torch.uint8)
     images[:, 2, 2] = 255
-    moved = dataclasses.replace(PLAIN, padding=padding).reposition(images, np.arange(n), 3)
+    moved = dataclasses.replace(PLAIN, padding=padding).reposition(images, np.arange(n), 3)[0]
     where = moved[..., 0].reshape(n, -1).int().argmax(dim=1).numpy()
     counts = np.bincount(where, minlength=25)
     assert ((counts - n / 25) ** 2 / (n / 25)).sum() < 51.2
@@ -137,7 +139,7 @@ def test_half_of_the_images_are_mirrored_and_others_in_the_next_epoch() -> None:
     images = torch.zeros((len(ids), 1, 2, 3), dtype=torch.uint8)
     images[:, :, 0] = 255
     augment = dataclasses.replace(PLAIN, flip="random")
-    flips = [augment.reposition(images, ids, epoch)[:, 0, 1, 0].numpy() > 0 for epoch in range(3)]
+    flips = [mirrored(*augment.reposition(images, ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(3)]
     assert all(abs(f.mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5 for f in flips)
     assert abs((flips[0] == flips[1]).mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5
 
@@ -147,7 +149,7 @@ def test_alternating_flip_shows_both_sides_in_any_two_epochs() -> None:
     images = torch.zeros((len(ids), 1, 2, 3), dtype=torch.uint8)
     images[:, :, 0] = 255
     augment = dataclasses.replace(PLAIN, flip="alternate")
-    flips = [augment.reposition(images, ids, epoch)[:, 0, 1, 0].numpy() > 0 for epoch in range(4)]
+    flips = [mirrored(*augment.reposition(images, ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(4)]
     assert abs(flips[0].mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5
     assert (flips[0] != flips[1]).all() and (flips[0] == flips[2]).all() and (flips[1] == flips[3]).all()
 

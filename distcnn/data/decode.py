@@ -10,6 +10,7 @@ comes out of each kind of image is fixed, so that a set gives the same pixels ev
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import simplejpeg
@@ -21,6 +22,7 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it speaks of decompression bombs
 MAX_BYTES = 256 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HEADER_BYTES = 4096  # of a file, in which a frame header is looked for
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -41,16 +43,24 @@ class Scratch:
         return self._memory
 
 
-def decode_into(data: bytes, slot: Pixels) -> Pixels:
+def plain_header(height: int, width: int) -> bytes:
+    """What the frame header of a baseline JPEG file of this size in YCbCr holds: marker, length, 8 bit, size, 3."""
+    return b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", height & 0xFFFF, width & 0xFFFF) + b"\x03"
+
+
+def decode_into(data: bytes, slot: Pixels, header: bytes) -> Pixels:
     """(H, W, 3) uint8 RGB, decoded straight into `slot`, and then `slot` itself, where it has that shape.
 
-    An image of another shape is returned as an array of its own; what is in `slot` then is not defined. The pixels
-    are those of `decode`. Raises DecodeError.
+    header: `plain_header` of the slot's shape. An image of another shape is returned as an array of its own; what is
+    in `slot` then is not defined. The pixels are those of `decode`. Raises DecodeError.
     """
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) == slot.shape[:2] and space != "CMYK":
-            simplejpeg.decode_jpeg(data, "RGB", buffer=slot)
+        # Looking for the bytes of a header takes an eighth of the time that parsing it takes.
+        if data.find(header, 0, HEADER_BYTES) < 0:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) != slot.shape[:2] or space == "CMYK":
+                return decode(data)
+        if simplejpeg.decode_jpeg(data, "RGB", buffer=slot).shape == slot.shape:
             return slot
     except ValueError:
         pass  # not a JPEG file, or one whose damage `decode` describes

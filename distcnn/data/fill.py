@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distcnn.data.cache import PixelCache
-from distcnn.data.decode import DecodeError, Pixels, Scratch, decode, decode_into, decode_reduced, jpeg_shape
+from distcnn.data.decode import (
+    DecodeError,
+    Pixels,
+    Scratch,
+    decode,
+    decode_into,
+    decode_reduced,
+    jpeg_shape,
+    plain_header,
+)
 from distcnn.data.order import Ids
 from distcnn.data.readers import Reader
 from distcnn.data.shards import Found
@@ -57,6 +66,7 @@ class Filler:
 
     def __init__(self, reader: Reader, view: View, seed: int, cache: PixelCache | None, reduce: bool) -> None:
         self.reader, self.view, self.seed, self.cache, self.reduce = reader, view, seed, cache, reduce
+        self._header = plain_header(view.size, view.size)
         self._thread = _PerThread()
 
     def fill(self, ids: Ids, found: Found, slots: Pixels, epoch: int) -> Filled:
@@ -107,11 +117,13 @@ class Filler:
     def _fill_whole(self, ids: Ids, sources: list[_Source], slots: Pixels, filled: Filled) -> None:
         """Images that have the size of the slots are decoded straight into them; others are scaled whole."""
         started = _clock()
+        header = self._header
         for place, (source, slot) in enumerate(zip(sources, slots, strict=True)):
             try:
                 if isinstance(source, bytes):
-                    pixels = decode_into(source, slot)
-                    self._keep(int(ids[place]), pixels)
+                    pixels = decode_into(source, slot, header)
+                    if self.cache is not None:
+                        self.cache.put(int(ids[place]), pixels)
                 elif isinstance(source, str):
                     raise DecodeError(source)
                 else:

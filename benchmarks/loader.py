@@ -1,0 +1,369 @@
+"""How many images a second the loader makes ready to train on, beside a ceiling and other loaders, in one run.
+
+    python benchmarks/loader.py FOLDER [FOLDER ...] [--runs 3] [--seconds 3] [--threads 2] [--only NAME ...]
+
+Ready to train on: float32, normalised, NCHW in channels_last, a batch at a time. The folders' names choose the
+workload (see WORKLOADS); images are put into tar shards first, the peers read the files. Files lie in the page cache.
+
+The ceiling is a bare pool of threads that only decodes the same bytes from memory with the same decoder. Each contender
+is a process of its own that waits for its turn; each run goes round all of them, so that they share what else the
+machine does, and each takes a second to warm up before it is timed. CPU is the processor time that an image took, over
+all threads and worker processes: it says more than the rate does where the machine is busy.
+
+    python benchmarks/loader.py FOLDER --python       # processor time beyond decoding and scaling, and a profile
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARD_SAMPLES = 2000
+SUFFIXES = (".jpg", ".jpeg")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on: side of the model's input in pixels, samples in a batch, and how images come to that size."""
+
+    side: int
+    batch: int
+    crop: str  # random-resized | pad
+    limit: int = 20_000  # images used at most
+
+
+WORKLOADS = {
+    "imagenet-samples": Workload(224, 64, "random-resized"),
+    "flowers": Workload(128, 128, "random-resized"),
+    "cifar10": Workload(32, 512, "pad"),
+}
+
+
+def image_files(folder: Path, limit: int) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    order = np.random.default_rng(0).permutation(len(found))[:limit]
+    return [found[i] for i in order]
+
+
+def write_shards(files: list[Path], root: Path) -> None:
+    """Tar shards of the files as they are, and their index."""
+    from distcnn.data.index import IndexRequest, index_data_set
+    from distcnn.data.labels import parse_rule
+
+    names = []
+    for number, start in enumerate(range(0, len(files), SHARD_SAMPLES)):
+        names.append(str(root / f"train-{number:06d}.tar"))
+        with tarfile.open(names[-1], "w") as tar:
+            for place, path in enumerate(files[start : start + SHARD_SAMPLES], start):
+                for name, data in ((f"{place:07d}.jpg", path.read_bytes()), (f"{place:07d}.cls", b"0")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    request = IndexRequest(root=root, shards={"train": names}, rule=parse_rule("cls"), classes=("a", "b"), workers=1)
+    index_data_set(request)
+
+
+# Contenders: generators of the number of images made ready, endless.
+
+
+def ceiling(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    """Threads that decode from memory into fresh arrays, and do nothing else."""
+    import simplejpeg
+
+    data = [path.read_bytes() for path in files]
+    pool = ThreadPoolExecutor(threads)
+
+    def decode_all(part: list[bytes]) -> int:
+        for encoded in part:
+            simplejpeg.decode_jpeg(encoded, "RGB")
+        return len(part)
+
+    size = max(work.batch // threads, 1)
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    while True:
+        yield from pool.map(decode_all, parts)
+
+
+def ceiling_in_place(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    """The same, but each thread decodes into the same memory again and again."""
+    import simplejpeg
+
+    data = [path.read_bytes() for path in files]
+    pool = ThreadPoolExecutor(threads)
+
+    def decode_all(part: list[bytes]) -> int:
+        memory = np.empty(4000 * 4000 * 3 if work.side > 128 else 1 << 20, dtype=np.uint8)
+        for encoded in part:
+            simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory)
+        return len(part)
+
+    size = max(work.batch // threads, 1)
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    while True:
+        yield from pool.map(decode_all, parts)
+
+
+def make_ours(root: Path, work: Workload, threads: int, prefetch: int, cache: bool) -> tuple[Any, Any]:
+    """(loader, augment) as a training run makes them."""
+    import torch
+
+    from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
+    from distcnn.data.loader import Loader
+    from distcnn.data.manifest import load_manifest
+    from distcnn.data.shards import SplitReader
+    from distcnn.data.views import View
+    from distcnn.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    pads = work.crop == "pad"
+    reader = SplitReader(root, load_manifest(root).split("train"))
+    view = View(work.side, "none" if pads else "random-resized")
+    loader = Loader(reader, view, SEED, threads, prefetch, (work.side, work.side) if cache else None, not pads)
+    return loader, Augment(IMAGENET_MEAN, IMAGENET_STD, SEED, padding=work.side // 8 if pads else 0, flip="random")
+
+
+def ours(
+    files: list[Path], root: Path, work: Workload, threads: int, prefetch: int = 3, cache: bool = False
+) -> Iterator[int]:
+    import torch
+
+    from distcnn.data.loader import training_requests
+    from distcnn.data.order import EpochOrder, Geometry
+
+    loader, augment = make_ours(root, work, threads, prefetch, cache)
+    device = torch.device("cpu")
+    requests = (
+        step
+        for epoch in range(1_000_000)
+        for step in training_requests(
+            EpochOrder(loader.reader.counts, Geometry(work.batch, work.batch), SEED, epoch), range(1)
+        )
+    )
+    for tiles in loader.steps(requests):
+        ready = 0
+        for tile in tiles:
+            x_NCHW, _ = augment(tile, device, train=True)
+            assert x_NCHW.is_contiguous(memory_format=torch.channels_last) and x_NCHW.dtype == torch.float32
+            ready += len(x_NCHW)
+        yield ready
+
+
+def cached(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    return ours(files, root, work, threads, prefetch=1, cache=True)
+
+
+def torchvision_v2(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    """torchvision's decoder and its transforms v2 on uint8, in worker processes of PyTorch's DataLoader."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image, read_file
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    shape = (
+        v2.RandomCrop(work.side, padding=work.side // 8)
+        if work.crop == "pad"
+        else v2.RandomResizedCrop(work.side, scale=(0.35, 1.0), antialias=True)
+    )
+    transform = v2.Compose(
+        [
+            shape,
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    class Files(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, place: int) -> Any:
+            return transform(decode_image(read_file(str(files[place])), ImageReadMode.RGB)), 0
+
+    loader = torch.utils.data.DataLoader(
+        Files(),
+        work.batch,
+        shuffle=True,
+        num_workers=threads,
+        persistent_workers=True,
+        drop_last=len(files) >= work.batch,
+        prefetch_factor=4,
+        multiprocessing_context="fork",
+    )
+    while True:
+        for x_NCHW, _ in loader:
+            yield len(x_NCHW.contiguous(memory_format=torch.channels_last))
+
+
+Contender = Callable[[list[Path], Path, Workload, int], Iterator[int]]
+CONTENDERS: dict[str, Contender] = {
+    "ceiling": ceiling,
+    "ceiling, in place": ceiling_in_place,
+    "distcnn": ours,
+    "distcnn, cache host": cached,
+    "torchvision v2": torchvision_v2,
+}
+
+
+def processor_seconds() -> float:
+    """Of this process, and of the workers it has."""
+    import psutil
+
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+def serve(pipe: Connection, name: str, files: list[Path], root: Path, work: Workload, threads: int) -> None:
+    """Run for the seconds that come through the pipe; answer (images a second, CPU microseconds an image)."""
+    batches = CONTENDERS[name](files, root, work, threads)
+    while True:
+        seconds = pipe.recv()
+        if not seconds:
+            return
+        for warm_up, duration in ((True, 1.0), (False, seconds)):
+            images, busy, started = 0, processor_seconds(), time.perf_counter()
+            while warm_up and images < len(files) and "cache" in name or time.perf_counter() - started < duration:
+                images += next(batches)
+        elapsed = time.perf_counter() - started
+        pipe.send((images / elapsed, (processor_seconds() - busy) / images * 1e6))
+
+
+def compare(folder: Path, work: Workload, runs: int, seconds: float, threads: int, only: list[str]) -> None:
+    files = image_files(folder, work.limit)
+    names = [name for name in CONTENDERS if (name in only or not only) and (work.crop == "pad" or "cache" not in name)]
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write_shards(files, root)
+        pipes, processes = {}, []
+        for name in names:
+            pipes[name], other = context.Pipe()
+            processes.append(context.Process(target=serve, args=(other, name, files, root, work, threads)))
+            processes[-1].start()
+            other.close()  # so that the end of a contender is seen here
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(runs):
+            for name in names:
+                pipes[name].send(seconds)
+                results[name].append(pipes[name].recv())
+        for name in names:
+            pipes[name].send(0)
+        for process in processes:
+            process.join()
+    report(folder.name, work, results, len(files), threads)
+
+
+def report(
+    title: str, work: Workload, results: dict[str, list[tuple[float, float]]], images: int, threads: int
+) -> None:
+    load = os.getloadavg()[0]
+    print(
+        f"\n{title}: {images} images, {work.crop} {work.side} + flip, batch {work.batch}, {threads} threads or workers"
+    )
+    print(f"medians of {len(next(iter(results.values())))} runs; load average {load:.1f} on {os.cpu_count()} cores")
+    top = statistics.median(rate for rate, _ in results["ceiling"]) if "ceiling" in results else 0.0
+    print(f"{'':<22}{'images/s':>10}{'lowest':>10}{'highest':>10}{'of ceiling':>12}{'CPU us':>9}")
+    for name, rows in results.items():
+        rates = [rate for rate, _ in rows]
+        rate, busy = statistics.median(rates), statistics.median(cpu for _, cpu in rows)
+        share = f"{rate / top:.0%}" if top else ""
+        print(f"{name:<22}{rate:>10,.0f}{min(rates):>10,.0f}{max(rates):>10,.0f}{share:>12}{busy:>9.1f}")
+    sys.stdout.flush()
+
+
+def python_time(folder: Path, work: Workload) -> None:
+    """Processor time of one thread: all of it, and that of a loop that decodes and scales and does nothing else."""
+    import cProfile
+    import pstats
+
+    import simplejpeg
+    import torch
+
+    from distcnn.data.views import View, resize_into
+
+    files = image_files(folder, min(work.limit, 5000))
+    data = [path.read_bytes() for path in files]
+    memory = np.empty(4000 * 4000 * 3, dtype=np.uint8)
+    shapes = np.array([simplejpeg.decode_jpeg_header(encoded)[:2] for encoded in data])
+    boxes = View(work.side, "random-resized").boxes(np.arange(len(data)), *shapes.T, SEED, 0).tolist()
+    slots = np.empty((len(data), work.side, work.side, 3), dtype=np.uint8)
+    slots[:] = 0
+
+    def bare() -> None:
+        for encoded, box, slot in zip(data, boxes, slots, strict=True):
+            if work.crop == "pad":
+                simplejpeg.decode_jpeg(encoded, "RGB", buffer=slot)
+            else:
+                resize_into(slot, simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory), box)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_shards(files, Path(scratch))
+        batches = ours(files, Path(scratch), work, threads=1, prefetch=0)
+
+        def whole() -> None:
+            images = 0
+            while images < len(files):
+                images += next(batches)
+
+        rounds = []
+        whole()
+        for _ in range(5):
+            seconds = []
+            for run in (whole, bare):
+                before = time.process_time()
+                run()
+                seconds.append((time.process_time() - before) / len(files) * 1e6)
+            rounds.append(seconds)
+        all_of_it, bare_loop = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"\n{folder.name}: {all_of_it:.1f} us an image; decoding and scaling alone {bare_loop:.1f} us;")
+        print(f"the rest (order, read, boxes, crop, flip, normalise, Python) {all_of_it - bare_loop:.1f} us")
+        profile = cProfile.Profile()
+        profile.enable()
+        whole()
+        profile.disable()
+        text = io.StringIO()
+        pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(14)
+        print("\n".join(line for line in text.getvalue().splitlines()[6:] if line.strip()))
+        assert torch.get_num_threads() == 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--python", action="store_true")
+    options = parser.parse_args()
+    for folder in options.folders:
+        if folder.name not in WORKLOADS:
+            parser.error(f"{folder.name}: no workload of that name; there are {', '.join(WORKLOADS)}")
+        if options.python:
+            python_time(folder, WORKLOADS[folder.name])
+        else:
+            work = WORKLOADS[folder.name]
+            compare(folder, work, options.runs, options.seconds, options.threads, options.only)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
