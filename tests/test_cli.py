@@ -7,7 +7,7 @@ import pytest
 
 from distcnn import __version__
 from distcnn.cli import COMMANDS, main
-from tests.support import ROOT, command, python, torchrun
+from tests.support import ROOT, command, python
 
 HEAVY = ("torch", "torchvision", "accelerate", "sklearn", "matplotlib", "wandb", "webdataset", "pandas", "scipy")
 
@@ -81,21 +81,6 @@ def test_a_bad_config_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
     done = command(python("-c", BAD_FLAG, "--config", "recipe.toml"), tmp_path, 60)
     assert done.code == 2 and done.out == ""
     assert done.err == "distcnn train: error: recipe.toml: no setting 'optimiser'; did you mean 'optimizer'?\n"
-
-
-def test_under_torchrun_rank_0_says_it_once_and_no_group_is_started(tmp_path: Path) -> None:
-    watch = tmp_path / "watch.py"
-    watch.write_text(
-        "import os, sys, pathlib\n"
-        "from distcnn.cli import main\n"
-        "code = main(['train', *sys.argv[1:]])\n"
-        "pathlib.Path('rank' + os.environ['RANK']).write_text(f\"{code} {'torch' in sys.modules}\")\n"
-    )
-    done = command(torchrun(2, watch, "--epohcs", "3"), tmp_path)
-    assert done.errors == [
-        "distcnn train: error: Unrecognized options: --epohcs, 3; perhaps you meant: --epochs INT"
-    ], done.err
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["2 False", "2 False"]
 
 
 @pytest.mark.parametrize("words", [("train.py",), ("-m", "distcnn", "train")])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from distcnn.config import RunConfig
 from distcnn.distributed import Runtime, _views
+from distcnn.errors import UserError
 from distcnn.world import World
-from tests.support import command, python
 
 CPU = RunConfig(device="cpu")
 
@@ -68,22 +69,31 @@ def test_views_of_a_bucket_have_the_strides_of_their_parameters(order: torch.mem
     assert not flat.any()
 
 
-SETTINGS = """
-import os, sys
-from distcnn.config import RunConfig
-from distcnn.distributed import Runtime
-from distcnn.errors import UserError
-from distcnn.world import World
-try:
-    found = Runtime(RunConfig(device="cpu"), World(), 1).accelerator
-    print(found.gradient_accumulation_steps, found.state.dynamo_plugin.backend.value, found.mixed_precision)
-except UserError as error:
-    print(error)
-"""
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate reads its settings once a process."""
+    forget()
+    yield
+    forget()
 
 
-def test_what_accelerates_config_file_holds_besides_does_not_change_the_run(tmp_path: Path) -> None:
+def forget() -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_accelerates_config_file_holds_besides_does_not_change_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch` hands on its settings in the environment."""
-    settings = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
-    done = command(python("-c", SETTINGS), tmp_path, **settings, ACCELERATE_MIXED_PRECISION="bf16")
-    assert done.out == "1 NO no\n", done.err
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    found = Runtime(CPU, World(), threads=1).accelerator
+    assert found.gradient_accumulation_steps == 1 and found.mixed_precision == "no"
+    assert found.state.dynamo_plugin.backend.value == "NO"
+
+
+def test_processes_that_no_launcher_joined_are_told_so() -> None:
+    """srun sets ranks, but nobody says where to meet: not two runs of one process each over the same folder."""
+    with pytest.raises(UserError, match="2 processes were started, but they did not find each other"):
+        Runtime(CPU, World(0, 2, 0, 2), threads=1)

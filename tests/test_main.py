@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from distcnn import checkpoint
+from distcnn.cli import main
 from distcnn.config import TrainConfig, load_toml
 from distcnn.data.keyed import full_digest
 from distcnn.models import build_model
@@ -50,8 +51,8 @@ class Started:
         return self.folder / RUN
 
 
-def start(door: str, folder: Path, *more: str) -> Outcome:
-    words = [*DOORS[door], *FLAGS, *MORE.get(door, ["--wandb-mode", "disabled"]), *more]
+def start(door: str, folder: Path) -> Outcome:
+    words = [*DOORS[door], *FLAGS, *MORE.get(door, ["--wandb-mode", "disabled"])]
     return command(words, folder, HOME=str(folder), HF_HOME=str(folder / "hf"))
 
 
@@ -185,20 +186,27 @@ def what_was_learnt(run: Path) -> list[Path]:
     return [path for path in run.rglob("*") if path.is_file() and not path.relative_to(run).parts[0].startswith("log")]
 
 
-def test_the_same_command_again_says_it_is_complete_and_changes_nothing(doors: dict[str, Started]) -> None:
-    folder, run = doors["python -m distcnn"].folder, doors["python -m distcnn"].run
+def test_the_same_command_again_says_it_is_complete_and_changes_nothing(
+    doors: dict[str, Started], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = doors["python -m distcnn"].run
     before = {path: path.read_bytes() for path in what_was_learnt(run)}
-    again = start("python -m distcnn", folder)
-    assert again.code == 0 and again.err == ""
-    assert again.out.startswith("complete already: runs/digits-cnn-seed0 (--resume never trains it anew")
-    assert "val top-1" not in again.out
+    monkeypatch.chdir(doors["python -m distcnn"].folder)
+    assert main(["train", *FLAGS, "--wandb-mode", "disabled"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("complete already: runs/digits-cnn-seed0 (--resume never trains it anew")
+    assert "val top-1" not in said.out and said.err == ""
     assert {path: path.read_bytes() for path in what_was_learnt(run)} == before
 
 
-def test_another_run_in_the_same_folder_is_refused_in_one_line(doors: dict[str, Started]) -> None:
-    done = start("python -m distcnn", doors["python -m distcnn"].folder, "--lr", "0.1")
-    assert (done.code, done.out) == (2, "")
-    assert done.err == (
+def test_another_run_in_the_same_folder_is_refused_in_one_line(
+    doors: dict[str, Started], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(doors["distcnn"].folder)
+    assert main(["train", *FLAGS, "--lr", "0.1"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "",
         "distcnn train: error: runs/digits-cnn-seed0 holds another run (lr was 0.003, now 0.1): give a new --output,"
-        " or --resume never to begin anew\n"
+        " or --resume never to begin anew\n",
     )

@@ -14,7 +14,7 @@ from distcnn.config import TrainConfig, to_toml
 from distcnn.train import train
 from distcnn.world import World
 from tests.harness import Trace, small_config, trace_of
-from tests.support import ROOT, command, python, torchrun
+from tests.support import command, torchrun
 
 WORKER = Path(__file__).with_name("worker.py")
 # The hidden layer makes the gradients longer than DDP's first bucket (1 MiB), the convolutions lie in channels_last.
@@ -96,7 +96,18 @@ def test_three_processes(stripes_set: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "two3").exists()
 
 
-def test_more_processes_than_lanes_are_refused_in_one_line(stripes_set: Path, tmp_path: Path) -> None:
+REFUSED = """
+import pathlib, sys
+from distcnn.cli import main
+from distcnn.world import read_world
+codes = [main(["train", "--epohcs", "3"]), "torch" in sys.modules, main(["train", *sys.argv[1:]])]
+pathlib.Path(f"rank{read_world().rank}").write_text(str(codes))
+"""
+
+
+def test_what_is_wrong_is_said_by_rank_0_alone_and_nothing_is_begun(stripes_set: Path, tmp_path: Path) -> None:
+    """A flag that is none, before torch is imported; then more processes than lanes."""
+    (tmp_path / "refused.py").write_text(REFUSED)
     words = [
         "--data",
         stripes_set,
@@ -109,28 +120,11 @@ def test_more_processes_than_lanes_are_refused_in_one_line(stripes_set: Path, tm
         "--device",
         "cpu",
     ]
-    watch = tmp_path / "watch.py"
-    watch.write_text(
-        "import pathlib, sys\n"
-        "from distcnn.cli import main\n"
-        "from distcnn.world import read_world\n"
-        "code = main(['train', *sys.argv[1:]])\n"
-        "pathlib.Path(f'rank{read_world().rank}').write_text(str(code))\n"
-    )
-    done = command(torchrun(2, watch, *words), tmp_path)
+    done = command(torchrun(2, "refused.py", *words), tmp_path)
     assert done.errors == [
+        "distcnn train: error: Unrecognized options: --epohcs, 3; perhaps you meant: --epochs INT",
         "distcnn train: error: 2 processes, but only 1 lanes (global batch 8 / tile 8): use at most 1 processes, a"
-        " larger global batch or a smaller tile"
+        " larger global batch or a smaller tile",
     ], done.err
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["2", "2"]
-    assert not (tmp_path / "run").exists(), "nothing was begun"
-
-
-def test_processes_that_no_launcher_joined_are_told_so(stripes_set: Path, tmp_path: Path) -> None:
-    """srun sets ranks, but nobody says where to meet: not N runs of one process each over the same folder."""
-    step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
-    words = ["--data", stripes_set, "--output", "run", "--device", "cpu"]
-    done = command(python(ROOT / "train.py", *words), tmp_path, **step, SLURM_STEP_TASKS_PER_NODE="2")
-    assert done.code == 2 and len(done.errors) == 1, done.err
-    assert "2 processes were started, but they did not find each other" in done.errors[0]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["[2, False, 2]"] * 2
     assert not (tmp_path / "run").exists()
