@@ -46,7 +46,7 @@ AccountingStorageType=accounting_storage/none
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
-KillWait=5
+KillWait=30
 SlurmdTimeout=5
 InactiveLimit=0
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0

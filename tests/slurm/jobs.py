@@ -13,7 +13,7 @@ from tests.support import ROOT, command, python
 QUICK = ("--threads", "1", "--wandb-mode", "disabled")
 BATCH = ("--global-batch-size", "32", "--tile-size", "4")  # 8 lanes
 # Minutes of training if nobody stops it: 83 images an epoch, evaluated seldom.
-LONG = (*QUICK, *BATCH, "--epochs", "40", "--eval-every", "20", "--log-every", "1", "--keep-checkpoints", "100")
+LONG = (*QUICK, *BATCH, "--epochs", "30", "--eval-every", "15", "--log-every", "1", "--keep-checkpoints", "100")
 
 
 def submit(cluster: Cluster, folder: Path, *words: str | Path) -> str:

@@ -12,7 +12,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import BATCH, QUICK, losses, submit, train_alone, weights
 from tests.support import ROOT
 
-SHORT = (*QUICK, *BATCH, "--epochs", "3", "--log-every", "1")
+SHORT = (*QUICK, *BATCH, "--epochs", "2", "--log-every", "1")
 ASKS = ("--gpus-per-node=0", "--cpus-per-task=1", "--time=5")  # this cluster is small
 SEEDS = (0, 1, 2)
 
