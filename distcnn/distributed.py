@@ -23,13 +23,15 @@ import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from numpy.typing import NDArray
 from torch import nn
-from torch._C._distributed_c10d import GradBucket
+from torch._C._distributed_c10d import GradBucket, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from distcnn.config import RunConfig
-from distcnn.errors import UserError
+from distcnn.errors import LostRank, UserError
+from distcnn.meeting import agree
 from distcnn.optim import skip_unless
 from distcnn.tree import BinaryCounter, tree_sum
-from distcnn.world import World, bound_processes
+from distcnn.world import World, agents_store, bound_processes
 
 TIMEOUT_SECONDS = 900
 
@@ -44,6 +46,7 @@ class Runtime:
         self.world, self.tree = world, config.reduction == "tree"
         timeout = max(TIMEOUT_SECONDS, 2 * config.stall_timeout)  # the watchdog comes first: it knows names
         try:
+            _begin_group(world, config, timeout)
             self.accelerator = accelerate.Accelerator(
                 cpu=config.device == "cpu" or not torch.cuda.is_available(),
                 mixed_precision=config.mixed_precision,
@@ -55,8 +58,8 @@ class Runtime:
                     InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=timeout)),
                 ],
             )
-        except dist.DistError as error:
-            raise UserError(f"the processes cannot meet: {_meeting_trouble(str(error))}", world.is_main) from error
+        except (RuntimeError, TimeoutError) as error:
+            raise _meeting_error(error, world) from error
         if self.accelerator.num_processes != world.size:
             raise UserError(
                 f"{world.size} processes were started, but they did not find each other"
@@ -242,15 +245,33 @@ def broken_by_another(error: BaseException) -> bool:
     )
 
 
-def _meeting_trouble(text: str) -> str:
-    """What went wrong where the processes meet, and what to do, from torch's own words."""
+def _begin_group(world: World, config: RunConfig, timeout_seconds: float) -> None:
+    """Under torchrun, begin the process group that Accelerate would begin, but in a part of the store of its own."""
+    if world.size == 1 or not agents_store():
+        return
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+    start = agree(store, world.rank, world.size, timeout_seconds)
+    backend = "gloo" if config.device == "cpu" or not torch.cuda.is_available() else "nccl"
+    dist.init_process_group(
+        backend, store=PrefixStore(start, store), rank=world.rank, world_size=world.size, timeout=timeout
+    )
+
+
+def _meeting_error(error: Exception, world: World) -> Exception:
+    """What to raise where the processes could not meet: what went wrong and what to do, from torch's own words."""
+    text = str(error)
     port = re.search(r"port: (\d+)", text)
     if "EADDRINUSE" in text and port:
-        return (
-            f"port {port[1]} is in use by another program or run; give another one"
-            " (torchrun --master-port, accelerate launch --main_process_port, or MASTER_PORT)"
+        return UserError(
+            f"port {port[1]} is in use by another program or run: give another one"
+            " (torchrun --master-port, accelerate launch --main_process_port, or MASTER_PORT)",
+            world.is_main,
         )
-    return f"{text.splitlines()[0]} (have all been started, and do they reach MASTER_ADDR?)"
+    if isinstance(error, TimeoutError) or broken_by_another(error):
+        reason = text.splitlines()[0]
+        return LostRank(f"the processes did not meet: {reason} (have all been started, do they reach MASTER_ADDR?)")
+    return error
 
 
 class _Sum(torch.autograd.Function):

@@ -20,9 +20,9 @@ from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
 from distcnn.data.order import EpochOrder
-from distcnn.distributed import Flags, Runtime, process_cores
+from distcnn.distributed import Flags, Runtime, broken_by_another, process_cores
 from distcnn.ema import Ema
-from distcnn.errors import UserError
+from distcnn.errors import LostRank, UserError
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
 from distcnn.limits import refuse_what_is_not_finite
@@ -122,7 +122,14 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
             answer = {"error": str(error)}
         except OSError as error:
             answer = {"error": f"--output {config.output} cannot be written: {error.strerror or error}"}
-    answer = runtime.broadcast(answer)
+    try:
+        answer = runtime.broadcast(answer)
+    except RuntimeError as error:
+        if not broken_by_another(error):
+            raise
+        raise LostRank(
+            "another process of this run ended while it was starting", speaks=runtime.world.is_main
+        ) from error
     if "error" in answer:
         raise UserError(answer["error"])
     console.log_to(config.output / "log.txt")

@@ -6,7 +6,8 @@ wish of one rank travels with a sum that every step makes anyway, so that all ag
 
 Signals are noted by a thread, which the C library's handler wakes through a pipe: a handler in Python would run only
 when the main thread is back in Python, which it is not while it waits for a rank that hangs. Whatever else happens, a
-process ends GRACE_SECONDS after a SIGTERM: schedulers send SIGKILL soon after, and an end of one's own is cleaner.
+process ends GRACE_SECONDS after a SIGTERM: schedulers send SIGKILL soon after, and an end of one's own is cleaner. One
+that has not begun to train yet has nothing to save and ends sooner.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from distcnn.errors import EXIT_PREEMPTED
 STOP_FILE = "stop"
 LOOK_SECONDS = 1.0
 GRACE_SECONDS = 28.0  # torchrun kills its workers 30 s after a SIGTERM
+START_SECONDS = 3.0  # the same before training begins, when there is nothing to save
 AGAIN_SECONDS = 2.0  # a SIGINT so soon after another is the same one: the terminal sends it, and torchrun passes it on
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -50,6 +52,8 @@ class StopRequest:
         self._limit = time_limit_seconds
         self._started = time.monotonic()
         self._asked_at: dict[signal.Signals, float] = {}
+        self._begun = False
+        self._timer: threading.Timer | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._closed = threading.Event()
 
@@ -69,11 +73,20 @@ class StopRequest:
 
     def __exit__(self, *details: object) -> None:
         self._closed.set()
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write_end)
         self._listener.join()
+
+    def begin(self) -> None:
+        """Training begins: from now on there is something to save."""
+        self._begun = True
+        asked_at = self._asked_at.get(signal.SIGTERM)
+        if asked_at is not None:
+            self._end_in(asked_at + GRACE_SECONDS - time.monotonic())
 
     def wanted(self, save_seconds: float = 0.0) -> bool:
         """Whether to stop now. `save_seconds`: what a save takes; it must fit in before the time limit."""
@@ -105,11 +118,17 @@ class StopRequest:
             self._asked_at[number] = now
             self.reason = self.reason or number.name
             if number == signal.SIGTERM:
-                timer = threading.Timer(GRACE_SECONDS, lambda: os._exit(EXIT_PREEMPTED))
-                timer.daemon = True
-                timer.start()
+                self._end_in(GRACE_SECONDS if self._begun else START_SECONDS)
         elif number == signal.SIGINT and now - self._asked_at[number] > AGAIN_SECONDS and not self.saving:
             os._exit(128 + signal.SIGINT)
+
+    def _end_in(self, seconds: float) -> None:
+        """The deadline, in place of an earlier one."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, lambda: os._exit(EXIT_PREEMPTED))
+        self._timer.daemon = True
+        self._timer.start()
 
     def _look(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):

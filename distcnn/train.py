@@ -79,6 +79,7 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
 def run_epochs(job: Job, started: float) -> dict[str, Any]:
     """From the position to the end of the run."""
     evaluation = None
+    job.stop.begin()
     try:
         while job.position.epoch < job.config.optim.epochs:
             train_epoch(job)

@@ -102,6 +102,11 @@ def launched_by_torchrun(environ: Mapping[str, str] | None = None) -> bool:
     return "TORCHELASTIC_RUN_ID" in (os.environ if environ is None else environ)
 
 
+def agents_store(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether torchrun itself holds the store by which the processes meet."""
+    return (os.environ if environ is None else environ).get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def launched_alone_by_accelerate(environ: Mapping[str, str] | None = None) -> bool:
     """Whether `accelerate launch` was asked for several processes on the CPU, but started this one only.
 

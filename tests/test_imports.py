@@ -15,7 +15,7 @@ PACKAGE = ROOT / "distcnn"
 # A module imports from its own level and those above, never from below.
 LEVELS = [
     {"errors", "files", "__init__"},
-    {"world", "config", "flags", "console", "launchers", "site", "network", "slurm"},
+    {"world", "config", "flags", "console", "launchers", "meeting", "site", "network", "slurm"},
     {"data"},
     {
         "augment",
