@@ -169,6 +169,8 @@ class _Work:
         self._good: dict[str, list[Ids]] = {}
         self._hashes: dict[str, list[bytes]] = {}
         self._empty: list[str] = []
+        # Splits that the source gives may share images; those cut here cannot, by the search for duplicates before.
+        self._hashing = len(splits) > 1 and bool((source.split_of != FREE).any())
 
     def run(self, pool: Pool) -> dict[str, Split]:
         """Write the shards of every split into the folder."""
@@ -176,6 +178,8 @@ class _Work:
 
     def warnings(self) -> tuple[str, ...]:
         """What the user should know: classes without a good image, images of the same bytes in two splits."""
+        if not self._hashing:
+            return tuple(self._empty)
         ids = {name: np.concatenate(parts) for name, parts in self._good.items()}
         hashes = {name: np.frombuffer(b"".join(parts), dtype=f"V{HASH_BYTES}") for name, parts in self._hashes.items()}
         return (*self._empty, *shared_between(hashes, ids, self.source.names))
@@ -207,7 +211,7 @@ class _Work:
             self._empty.append(f"class {lost!r} has no image in train")
         return Split(shards, tuple(counts.tolist()) if labelled else ())
 
-    def _tasks(self, order: Ids, count_pixels: bool) -> Iterator[tuple[Ids, tuple[Task, Policy, bool]]]:
+    def _tasks(self, order: Ids, count_pixels: bool) -> Iterator[tuple[Ids, tuple[Task, Policy, bool, bool]]]:
         """The images of a split in runs of at most TASK_SAMPLES and about TASK_BYTES."""
         for ids in cut_by_size(order, self.source.sizes, TASK_SAMPLES, TASK_BYTES):
             places = ids.tolist()
@@ -219,7 +223,7 @@ class _Work:
                 payloads=[source.payload(i) for i in places],
                 root=source.root,
             )
-            yield ids, (task, self.settings.policy, count_pixels)
+            yield ids, (task, self.settings.policy, count_pixels, self._hashing)
 
     def _quarantine(self, name: str, chosen: NDArray[np.int64], part: Part) -> None:
         """Note the images that were left out; too many of them end the work."""

@@ -35,7 +35,7 @@ class Task:
 class Part:
     """Consecutive samples packed: the bytes of their members, index rows with offsets from 0, and what was left out.
 
-    `ends`: the offsets at which the samples end. `hashes`: 16 bytes of each encoded image. `good` and `bad`: places
+    `ends`: the offsets at which the samples end. `hashes`: 16 bytes of each encoded image, if asked for. `good` and `bad`: places
     in the task; `reasons` why.
     """
 
@@ -49,7 +49,7 @@ class Part:
     sums: Sums
 
 
-def pack(task: Task, policy: Policy, count_pixels: bool) -> Part:
+def pack(task: Task, policy: Policy, count_pixels: bool, hash_images: bool = False) -> Part:
     """Read, check and pack some samples. An image that cannot be used is named in `bad`; nothing is raised for it."""
     packer, sums = Packer(), Sums()
     rows: list[tuple[int, int, int, int, int, str]] = []
@@ -72,7 +72,8 @@ def pack(task: Task, policy: Policy, count_pixels: bool) -> Part:
             height, width = image.pixels.shape[:2]
             rows.append((offset, len(data), label, width, height, key))
             ends.append(packer.size)
-            hashes.append(content_hash(data))
+            if hash_images:
+                hashes.append(content_hash(data))
             good.append(place)
             if count_pixels:
                 sums.add(image.pixels)

@@ -77,7 +77,7 @@ def test_a_task_becomes_a_part_and_bad_images_are_named(tmp_path: Path) -> None:
     write(tmp_path / "good.jpg", jpg(1))
     payloads: list[Payload] = [png(0), b"", str(tmp_path / "good.jpg"), b"text", str(tmp_path / "gone.jpg"), jpg(2)]
     task = packed(payloads, labels=[5, 1, 2, 3, 4, -1])
-    part = pack(task, Policy(), count_pixels=True)
+    part = pack(task, Policy(), count_pixels=True, hash_images=True)
     assert part.good == [0, 2, 5]
     assert part.bad == [1, 3, 4]
     assert [reason.split(":")[0] for reason in part.reasons] == ["0 bytes", part.reasons[1], "cannot be read"]
