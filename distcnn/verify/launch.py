@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -69,8 +70,9 @@ class Trace:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of training steps in metrics.jsonl."""
-        return [row for row in read_rows(self.run.config.output / METRICS) if "train/loss" in row]
+        """The rows of training steps in metrics.jsonl; null there is a number that was not finite."""
+        rows = [row for row in read_rows(self.run.config.output / METRICS) if "train/loss" in row]
+        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:

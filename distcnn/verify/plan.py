@@ -130,7 +130,7 @@ def plan_runs(
         return Run(name, count, from_flat(changes, "verify", base=config), folder / name, **more)  # type: ignore[arg-type]
 
     keep = tuple(sorted({0, steps - 1}))
-    compared = set(checks) - {"overfit", "precision", "resume"}
+    compared = set(checks) - {"overfit", "precision", "resume", "finite"} or set(checks) == {"finite"}
     needed = set(processes) if compared else {1} if "precision" in checks else set()
     runs = []
     if "resume" in checks:

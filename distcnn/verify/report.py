@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from distcnn.files import write_atomically
-from distcnn.verify.result import Result, plural
+from distcnn.verify.result import Result, among, plural
 
 REPORT, CERTIFICATE = "verify.json", "certificate.html"
 REPORT_VERSION = 1
+SAMENESS = {"order", "pixels", "gradients", "accumulation", "schedule"}  # what a run consists of
 _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "skip": ("○", "yellow")}
 
 
@@ -32,6 +33,7 @@ class Report:
     config: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
     seconds: float
+    exact: bool = True  # whether equal bits were demanded of all numbers of processes
     made: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M %Z"))
 
     @property
@@ -48,9 +50,19 @@ class Report:
         if not self.passed:
             return "a run failed"
         made = sum(not result.skipped for result in checks)
-        numbers = [str(n) for n in self.processes]
-        among = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
-        return f"{'1 check' if made == 1 else f'all {made} checks'} passed, on {among} process" + "es" * (among != "1")
+        passed = "1 check passed" if made == 1 else f"all {made} checks passed"
+        return f"{passed}, on {among(self.processes)} process{'' if self.processes == (1,) else 'es'}"
+
+    @property
+    def verdict(self) -> str:
+        """What that means: "The same run" only if all was compared that makes it one."""
+        names = {result.name for result in self.results if not result.skipped}
+        bad = {result.name for result in self.results if result.problems}
+        if bad:
+            return "A check failed" if bad <= {"precision", "overfit", "finite"} else "Not the same run"
+        if names >= SAMENESS and len(self.processes) > 1:
+            return "The same run" if self.exact else "The same run, up to rounding"
+        return "Passed"
 
 
 def print_table(report: Report) -> None:
@@ -78,6 +90,7 @@ def write_report(report: Report, folder: Path) -> None:
     document = {
         "version": REPORT_VERSION,
         "passed": report.passed,
+        "verdict": report.verdict,
         "headline": report.headline,
         "made": report.made,
         "wall_seconds": round(report.seconds, 1),
@@ -109,8 +122,8 @@ def render(report: Report) -> str:
     return _PAGE.format(
         state=state,
         style=_STYLE,
-        verdict="The same run" if report.passed else "Not the same run",
-        headline=_safe(report.headline),
+        verdict=_safe(report.verdict),
+        headline=_safe(report.headline[0].upper() + report.headline[1:]),
         made=_safe(report.made),
         rows=rows,
         facts=facts,
@@ -179,5 +192,6 @@ thead{display:none} tr{display:grid;grid-template-columns:2rem 1fr;border-top:1p
 th,td{border:0;padding:.5rem .3rem} tbody th{width:auto;padding-bottom:0}
 tbody td:last-child{grid-column:2;padding-top:.1rem}
 dl{grid-template-columns:1fr;gap:0} dd{margin-bottom:.5rem}}
-@media print{body{background:none} main{border:0;margin:0;max-width:none}}
+@media print{body{background:none;font-size:12px} main{border:0;margin:0;padding:0;max-width:none}
+h2,.lead{margin:.8rem 0 .3rem}}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ TITLES = {
     "runs": "short runs of the trainer",
     "order": "sample order and ledger",
     "pixels": "augmented pixels",
-    "gradients": "gradients of 1 and N processes",
+    "gradients": "gradients of 1 and more processes",
     "batchnorm": "batch norm's running statistics",
     "accumulation": "ragged last step",
     "schedule": "learning rate",
@@ -50,6 +51,11 @@ def few(things: list[Any], most: int = 4) -> str:
 def plural(number: int, noun: str) -> str:
     """1 step, 2 steps, 1 process, 2 processes."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def among(numbers: Sequence[int]) -> str:
+    """1, 2 and 4."""
+    return " and ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
 
 
 def difference(value: float) -> str:

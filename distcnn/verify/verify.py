@@ -91,7 +91,8 @@ def verify(request: Request, console: Console) -> Report:
             advance(1, f"check {name}")
     seconds = time.monotonic() - started
     runs = [_run_row(trace) for trace in traces.values()]
-    report = Report(results, ready.processes, _facts(evidence, seconds), flatten(config), runs, seconds)
+    exact = all(map(evidence.exact, evidence.compared))
+    report = Report(results, ready.processes, _facts(evidence, seconds), flatten(config), runs, seconds, exact)
     write_report(report, output)
     if report.passed:
         shutil.rmtree(output / WORK)
@@ -102,6 +103,8 @@ def prepare(request: Request) -> Prepared:
     """Open the data, take over the output folder, and plan the runs. Raises UserError as `verify` does."""
     config = request.config
     processes = choose_processes(request.processes, config.geometry)
+    if config.model.batch_norm == "sync" and processes != (1,):
+        raise UserError("--batch-norm sync: its statistics depend on the processes by design, so runs differ: use tile")
     dataset = open_dataset(config, World())
     work = _claim(output_of(config)).resolve()
     small, steps = _small_set(config, dataset, work / "data", request.steps)

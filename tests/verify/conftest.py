@@ -1,45 +1,47 @@
-"""Runs real processes over many runs, and makes the evidence that the checks look at."""
+"""What `distcnn verify` has to look at, for the trainer as it is and with each mutant: made once."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from distcnn.config import TrainConfig, from_flat
-from distcnn.verify.launch import Trace, read_trace
-from distcnn.verify.plan import Run
-from tests.support import ROOT, command, python, torchrun
+import pytest
 
-
-def run_many(folder: Path, batches: dict[int, Sequence[tuple[Run, dict[str, Any]]]]) -> dict[str, Trace]:
-    """Start one group of real processes for each number of them, and let it make all of its runs; their traces.
-
-    batches: number of processes -> (run, what is special about it: see many.py). Two groups at a time.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def work(processes: int) -> list[Trace]:
-        entries = []
-        for run, special in batches[processes]:
-            usual = {"mutant": "", "float64": False, "stop_at": -1}
-            entries.append(usual | special | {"spec": str(run.write())})
-        listing = folder / f"{processes}.json"
-        listing.write_text(json.dumps(entries))
-        words = ("-m", "tests.verify.many", listing)
-        outcome = command(python(*words) if processes == 1 else torchrun(processes, *words), ROOT, seconds=300)
-        assert outcome.code == 0, outcome.err
-        return [read_trace(run, outcome.code, False, 0.0) for run, _ in batches[processes]]
-
-    with ThreadPoolExecutor(2) as pool:
-        return {trace.run.name: trace for traces in pool.map(work, batches) for trace in traces}
+from distcnn.config import from_flat
+from distcnn.verify.evidence import Evidence
+from distcnn.verify.verify import Prepared, Request, prepare
+from tests.verify.mutants import MUTANTS
+from tests.verify.runs import make_run, run_many
 
 
-def make_run(
-    folder: Path, name: str, processes: int, base: TrainConfig, keep: tuple[int, ...] = (), **more: Any
-) -> Run:
-    """A run of `base` with changes, in its own folders."""
-    config = from_flat({"output": str(folder / "runs" / name), **more}, "test", base=base)
-    return Run(name, processes, config, folder / "traces" / name, keep)
+@pytest.fixture(scope="session")
+def ready(stripes_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A small CNN with two steps of 16 images in 4 lanes, the second one ragged."""
+    changes = {
+        "data": str(stripes_set),
+        "output": str(tmp_path_factory.mktemp("verify") / "out"),
+        "channels": [8],
+        "hidden": 0,
+        "global_batch_size": 16,
+        "tile_size": 4,
+        "lr": 0.01,
+    }
+    return prepare(Request(from_flat(changes), ("gradients",), "1,2", steps=2))
+
+
+@pytest.fixture(scope="session")
+def evidence_of(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
+    """mutant -> what `verify` has to look at, from runs with 1 and 2 real processes."""
+    folder = tmp_path_factory.mktemp("mutants")
+    names = ["", *(mutant.__name__ for mutant in MUTANTS)]
+    batches = {
+        size: [(make_run(folder, f"{name}-{size}", size, ready.short, keep=(0, 1)), {"mutant": name}) for name in names]
+        for size in (2, 1)
+    }
+    traces = run_many(folder, batches)
+
+    def evidence(name: str) -> Evidence:
+        own = {str(size): traces[f"{name}-{size}"] for size in (1, 2)}
+        return Evidence(ready.request.config, ready.dataset, ready.short, ready.small, ready.steps, own)
+
+    return evidence

@@ -7,7 +7,6 @@ a run is made anew. An entry of the list: {"spec": the file of a distcnn.verify.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
+from distcnn import distributed
 from distcnn.config import load_toml
 from distcnn.distributed import Runtime
 from distcnn.job import Job
@@ -60,14 +61,15 @@ def ask_to_stop(job: Job, step: int) -> None:
 
 def main(path: Path) -> None:
     world = read_world()
-    close = Runtime.close
+    begin = distributed._begin_group
+    distributed._begin_group = lambda *arguments: None if dist.is_initialized() else begin(*arguments)
     Runtime.close = lambda runtime: None  # type: ignore[method-assign]
     for entry in json.loads(path.read_text()):
         AcceleratorState._reset_state()
         with applied(entry["mutant"], world):
             run(entry, world)
-    with contextlib.suppress(AttributeError):
-        close(None)  # type: ignore[arg-type]
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +11,9 @@ from distcnn.config import from_flat
 from distcnn.verify.evidence import Evidence
 from distcnn.verify.launch import Trace
 from distcnn.verify.plan import CheckName
-from distcnn.verify.result import Result
 from distcnn.verify.run_checks import check_runs
-from distcnn.verify.verify import CHECK_FUNCTIONS, Prepared, Request, prepare
-from tests.verify.conftest import make_run, run_many
 from tests.verify.mutants import MUTANTS
+from tests.verify.runs import check
 
 # mutant -> (the check that finds it, the words that name it)
 FOUND: dict[str, list[tuple[CheckName, str]]] = {
@@ -39,43 +36,6 @@ FOUND: dict[str, list[tuple[CheckName, str]]] = {
     "another_order": [("gradients", "in its last bits"), ("gradients", "the sum was made in another order")],
     "unsummed_weights": [("gradients", "rank 1 has other gradients than rank 0 at step 0: they were not summed")],
 }
-
-
-@pytest.fixture(scope="module")
-def ready(stripes_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A small CNN with two steps of 16 images in 4 lanes, the second one ragged."""
-    changes = {
-        "data": str(stripes_set),
-        "output": str(tmp_path_factory.mktemp("verify") / "out"),
-        "channels": [8],
-        "hidden": 0,
-        "global_batch_size": 16,
-        "tile_size": 4,
-        "lr": 0.01,
-    }
-    return prepare(Request(from_flat(changes), ("gradients",), "1,2", steps=2))
-
-
-@pytest.fixture(scope="module")
-def evidence_of(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
-    """mutant -> what `verify` has to look at, from runs with 1 and 2 real processes."""
-    folder = tmp_path_factory.mktemp("mutants")
-    names = ["", *(mutant.__name__ for mutant in MUTANTS)]
-    batches = {
-        size: [(make_run(folder, f"{name}-{size}", size, ready.short, keep=(0, 1)), {"mutant": name}) for name in names]
-        for size in (2, 1)
-    }
-    traces = run_many(folder, batches)
-
-    def evidence(name: str) -> Evidence:
-        own = {str(size): traces[f"{name}-{size}"] for size in (1, 2)}
-        return Evidence(ready.request.config, ready.dataset, ready.short, ready.small, ready.steps, own)
-
-    return evidence
-
-
-def check(name: CheckName, evidence: Evidence) -> Result:
-    return CHECK_FUNCTIONS[name](evidence)
 
 
 def test_every_mutant_is_in_the_table() -> None:
@@ -124,7 +84,8 @@ def test_reduction_in_another_order_is_fine_where_it_is_not_promised(evidence_of
 
 def test_a_run_that_fails_is_a_finding(evidence_of: Callable[[str], Evidence]) -> None:
     evidence = evidence_of("")
-    broken: Trace = dataclasses.replace(evidence.traces["2"], trouble="RuntimeError: it broke", ranks=[])
+    run = dataclasses.replace(evidence.traces["2"].run, name="2")
+    broken = Trace(run, trouble="RuntimeError: it broke")
     hurt = dataclasses.replace(evidence, traces={**evidence.traces, "2": broken})
     assert check_runs(hurt).problems == ["the run with 2 processes failed: RuntimeError: it broke"]
     for name in USUAL:

@@ -143,6 +143,14 @@ def test_runs_of_all_checks(tmp_path: Path) -> None:
     assert runs["precision"].config.run.mixed_precision == "bf16"
 
 
+@pytest.mark.parametrize(("steps", "every", "kill_at"), [(1, 1, 1), (2, 1, 1), (3, 1, 2), (4, 2, 3), (9, 4, 5)])
+def test_the_kill_is_in_the_middle_of_an_epoch(steps: int, every: int, kill_at: int, tmp_path: Path) -> None:
+    """And behind a checkpoint; with one step an epoch it can only be at the end of one."""
+    killed = plan_runs(short_config(TrainConfig(), tmp_path, tmp_path), ("resume",), (1,), steps, tmp_path)[0]
+    assert (killed.config.run.checkpoint_every, killed.kill_at) == (every, kill_at)
+    assert steps == 1 or every <= kill_at < steps
+
+
 @pytest.mark.parametrize(
     ("checks", "wanted"),
     [
@@ -245,6 +253,27 @@ def report(*results: Result) -> Report:
 def test_headline(results: list[Result], headline: str, passed: bool) -> None:
     found = report(*results)
     assert found.headline.startswith(headline) and found.passed is passed
+
+
+WHOLE = ("order", "pixels", "gradients", "accumulation", "schedule")
+
+
+@pytest.mark.parametrize(
+    ("names", "bad", "processes", "exact", "verdict"),
+    [
+        (WHOLE, "", (1, 2), True, "The same run"),
+        (WHOLE, "", (1, 2), False, "The same run, up to rounding"),
+        (WHOLE, "", (1,), True, "Passed"),
+        (WHOLE[1:], "", (1, 2), True, "Passed"),
+        (WHOLE, "pixels", (1, 2), True, "Not the same run"),
+        ((*WHOLE, "overfit"), "overfit", (1, 2), True, "A check failed"),
+        (("resume",), "resume", (1, 2), True, "Not the same run"),
+    ],
+)
+def test_verdict(names: tuple[str, ...], bad: str, processes: tuple[int, ...], exact: bool, verdict: str) -> None:
+    """Nothing is claimed that was not looked at."""
+    results = [Result(name, problems=["x"] * (name == bad)) for name in names]
+    assert Report(results, processes, {}, {}, [], 1.0, exact).verdict == verdict
 
 
 def test_report_escapes_and_is_whole(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from distcnn.verify.launch import Trace
 from distcnn.verify.plan import Run
 from distcnn.verify.reference import relative
 from tests.support import make_stripes
-from tests.verify.conftest import make_run, run_many
+from tests.verify.runs import make_run, run_many
 
 RESNET: dict[str, Any] = {
     "model": "resnet18",
