@@ -129,7 +129,13 @@ def test_the_command_prints_it_all_and_fails_for_what_cannot_run(digits_set: Pat
     curve = tmp_path / "curve.png"
     done = command(python("-m", "distcnn", "plan", *words, "--time", "1", "--curve", curve), ROOT)
     assert done.code == 0, done.err
-    for part in ("1,438 images", "23 steps an epoch", "4 = 2 nodes x 2, 2 lanes each", "memory     about", "time  "):
+    for part in (
+        "1,438 images",
+        "23 steps an epoch",
+        "4 = 2 nodes x 2; lanes of each: 2",
+        "memory     about",
+        "time  ",
+    ):
         assert part in done.out, done.out
     assert curve.read_bytes().startswith(b"\x89PNG")
     done = command(python("-m", "distcnn", "plan", "--data", digits_set, "--nodes", "9"), ROOT)

@@ -95,7 +95,9 @@ def _shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> None:
     split = dataset.manifest.split(config.data.train_split)
     geometry = config.geometry
     total = part.steps * config.optim.epochs
-    print(f"data       {split.samples:,} images of {len(dataset.classes)} classes in {len(split.shards)} shards")
+    print(
+        f"data       {split.samples:,} images of {len(dataset.classes)} classes in {len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
+    )
     print(f"run        {part.steps:,} steps an epoch, {total:,} in {config.optim.epochs} epochs")
     print(f"step       {geometry.global_batch} images = {geometry.lanes} lanes x tiles of {geometry.tile}")
     print(
@@ -136,7 +138,8 @@ def _time(options: Options, dataset: Dataset, cluster: Cluster) -> list[Problem]
     seconds = plan.train_seconds(config, dataset, cluster, speed)
     epoch = seconds / config.optim.epochs
     print(
-        f"time       {duration(seconds)}, {duration(epoch)} an epoch, if a process makes {speed:,.3g} images/s", end=""
+        f"time       {duration(seconds)}, {duration(epoch)} an epoch, if a process makes {_rate(speed)} images/s",
+        end="",
     )
     print(f" ({source}); evaluation and communication come on top")
     problems = []
@@ -173,6 +176,10 @@ def _span(values: list[int], text: object = None) -> str:
     show = text if callable(text) else (lambda value: f"{value:,}")
     low, high = min(values), max(values)
     return str(show(low)) if low == high else f"{show(low)} to {show(high)}"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def _bytes(number: float) -> str:
