@@ -35,8 +35,8 @@ class Task:
 class Part:
     """Consecutive samples packed: the bytes of their members, index rows with offsets from 0, and what was left out.
 
-    `ends`: the offsets at which the samples end. `hashes`: 16 bytes of each encoded image, if asked for. `good` and `bad`: places
-    in the task; `reasons` why.
+    `ends`: the offsets at which the samples end. `hashes`: 16 bytes of each encoded image, if asked for. `good` and
+    `bad`: places in the task; `reasons` why.
     """
 
     tar: bytes

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import os
 import tarfile
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +100,22 @@ def files_in(root: Path) -> list[str]:
 
 def bytes_of(root: Path) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in files_in(root)}
+
+
+def wait_for(what: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.002)
+
+
+def processes_of(session: int) -> list[str]:
+    """The processes of a session that still run, as their command lines."""
+    out = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ProcessLookupError):
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z":
+                    out.append((entry / "cmdline").read_text())
+    return out

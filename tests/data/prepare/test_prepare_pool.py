@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pool_tasks import die, eat, fail, slow_first
-from test_prepare_build import processes_of, wait_for
+from prepare_files import processes_of, wait_for
 
 from distcnn.data.prepare.pool import Pool, usable_cores
 from distcnn.errors import UserError
