@@ -15,7 +15,7 @@ from torch import nn
 
 from distcnn.build import Dataset
 from distcnn.config import TrainConfig
-from distcnn.data.order import EpochOrder
+from distcnn.data.order import EpochOrder, automatic_window
 from distcnn.models import build_model
 from distcnn.optim import build_schedule
 
@@ -221,9 +221,10 @@ def _of_data(config: TrainConfig, dataset: Dataset, cluster: Cluster, part: Shar
             f"{len(split.shards)} shards for {lanes} lanes: several processes read, and fetch, the same shard; smaller"
             " shards (distcnn prepare --shard-samples) would not"
         )
-    if len(split.shards) > 8 * lanes * config.data.window_shards:
+    window = config.data.window_shards or automatic_window(np.array([shard.samples for shard in split.shards]))
+    if len(split.shards) > 8 * lanes * window:
         yield Problem(
-            f"{len(split.shards)} shards, {config.data.window_shards} shuffled together in each of {lanes} lanes:"
+            f"{len(split.shards)} shards, {window} shuffled together in each of {lanes} lanes:"
             " images of distant shards of a lane never meet within an epoch (--window-shards)"
         )
     counts = [count for count in split.class_counts if count]

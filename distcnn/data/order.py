@@ -17,13 +17,12 @@ numpy promises that a bit generator's raw stream never changes, which it does no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER_VERSION = 1
-DEFAULT_WINDOW_SHARDS = 16
+ORDER_VERSION = 2
+WINDOW_SHARDS, WINDOW_SAMPLES = 16, 65_536  # an automatic window has at least so many of both
 
 Ids = NDArray[np.int64]
 
@@ -38,8 +37,13 @@ def random_words(n: int, seed: int, purpose: int, epoch: int, lane: int = 0, win
 
 
 def permutation(n: int, seed: int, purpose: int, epoch: int, lane: int = 0, window: int = 0) -> Ids:
-    """(n,) int64: a uniform permutation, by sorting random words (stable, so ties too are defined)."""
-    return np.argsort(random_words(n, seed, purpose, epoch, lane, window), kind="stable").astype(np.int64)
+    """(n,) int64: a uniform permutation, by sorting random words; equal words keep their order."""
+    words = random_words(n, seed, purpose, epoch, lane, window)
+    order = np.argsort(words)  # six times faster than a stable sort, and the same unless two words are equal
+    ordered = words[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(words, kind="stable")
+    return order.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,22 @@ class Geometry:
         return range(self.lanes * rank // size, self.lanes * (rank + 1) // size)
 
 
+def automatic_window(counts: Ids) -> int:
+    """Shards in a window where nobody says how many, from the shards' sizes alone: at least 16, and 65,536 samples.
+
+    Shuffled shards mix as well as a full shuffle with any window. Of ImageNet sorted by class, the counts of classes
+    in a batch of 256 (8 lanes) vary 2.2 times as much as by chance with 16 shards, 1.14 times with 65,536 samples (60
+    shards), 0.99 times with whole lanes; a window's shards are what a node keeps at hand of a remote set.
+    """
+    samples = int(counts.sum())
+    return max(WINDOW_SHARDS, -(-WINDOW_SAMPLES * len(counts) // samples)) if samples else WINDOW_SHARDS
+
+
 class EpochOrder:
-    """The order of one epoch over shards of `counts` samples. Ids are 0..N-1 in the order of the manifest."""
+    """The order of one epoch over shards of `counts` samples. Ids are 0..N-1 in the order of the manifest.
+
+    window_shards: about how many shards of a lane are shuffled together; 0 = `automatic_window`.
+    """
 
     def __init__(
         self,
@@ -76,22 +94,23 @@ class EpochOrder:
         geometry: Geometry,
         seed: int,
         epoch: int,
-        window_shards: int = DEFAULT_WINDOW_SHARDS,
+        window_shards: int = 0,
     ) -> None:
-        if window_shards < 1:
-            raise ValueError(f"a window of {window_shards} shards: at least 1")
+        if window_shards < 0:
+            raise ValueError(f"a window of {window_shards} shards: at least 1, or 0 for automatic")
         self.counts = np.asarray(counts, dtype=np.int64)
         if self.counts.ndim != 1 or (self.counts < 0).any():
             raise ValueError("shard sizes must be a list of numbers >= 0")
-        self.geometry, self.seed, self.epoch, self.window_shards = geometry, seed, epoch, window_shards
+        self.geometry, self.seed, self.epoch = geometry, seed, epoch
+        self.window_shards = window_shards or automatic_window(self.counts)
         self.samples = int(self.counts.sum())
         self._first_id = np.concatenate([[0], np.cumsum(self.counts)])  # (S + 1,) id of each shard's first sample
         self._shards = permutation(len(self.counts), seed, _SHARDS, epoch)  # (S,) shards in this epoch's order
         self._ends = np.cumsum(self.counts[self._shards])  # (S,) where each ends when laid end to end
         lanes = geometry.lanes
         self._cuts = [self.samples * c // lanes for c in range(lanes + 1)]
-        self._window = lru_cache(maxsize=2 * lanes)(self._make_window)
-        self._windows = lru_cache(maxsize=lanes)(self._make_window_cuts)
+        self._window_cuts: dict[int, Ids] = {}  # by lane
+        self._kept: dict[int, tuple[int, _Window]] = {}  # by lane: its window in use, and that window's number
 
     @property
     def steps(self) -> int:
@@ -104,13 +123,17 @@ class EpochOrder:
 
     def tile_sizes(self, step: int) -> list[int]:
         """The sizes of the C tiles of a step: m each but in the last step, and known to every rank without talking."""
-        m = self.geometry.tile
-        return [min(max(self.lane_length(c) - step * m, 0), m) for c in range(self.geometry.lanes)]
+        m, lanes = self.geometry.tile, self.geometry.lanes
+        if (step + 1) * m <= self.samples // lanes:  # the shortest lane
+            return [m] * lanes
+        return [min(max(self.lane_length(c) - step * m, 0), m) for c in range(lanes)]
 
     def consumed(self, step: int) -> int:
         """Samples of this epoch used up before `step`."""
-        m = self.geometry.tile
-        return sum(min(self.lane_length(c), step * m) for c in range(self.geometry.lanes))
+        m, lanes = self.geometry.tile, self.geometry.lanes
+        if step * m <= self.samples // lanes:
+            return step * m * lanes
+        return sum(min(self.lane_length(c), step * m) for c in range(lanes))
 
     def tile(self, step: int, lane: int) -> Ids:
         """(n,) int64 ids of a lane's tile at a step, n <= m. O(window), whatever the step: no replay."""
@@ -121,13 +144,13 @@ class EpochOrder:
         """(stop - start,) ids at positions start..stop of a lane, cut at the lane's end."""
         stop = min(stop, self.lane_length(lane))
         pieces: list[Ids] = []
-        cuts = self._windows(lane)
+        cuts = self._cuts_of(lane)
         window = int(np.searchsorted(cuts, start, side="right")) - 1
         while start < stop:
             begin, end = int(cuts[window]), int(cuts[window + 1])
             take = min(stop, end)
             if take > start:
-                pieces.append(self._window(lane, window)[start - begin : take - begin])
+                pieces.append(self._window(lane, window).ids(start - begin, take - begin))
             start, window = max(start, take), window + 1
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
@@ -145,28 +168,56 @@ class EpochOrder:
         first = int(np.searchsorted(self._ends, low, side="right"))
         return first, int(np.searchsorted(self._ends, high, side="left")) + 1
 
-    def _make_window_cuts(self, lane: int) -> Ids:
-        """(W + 1,) positions in the lane at which its windows begin and end."""
-        first, last = self._shard_range(lane)
-        low, high = self._cuts[lane], self._cuts[lane + 1]
-        ends = self._ends[first + self.window_shards - 1 : last : self.window_shards]
-        inside = ends[ends < high] - low
-        return np.concatenate([[0], inside, [high - low]]).astype(np.int64)
+    def _places(self, lane: int) -> list[int]:
+        """(W + 1,) where the lane's windows begin and end in the permuted list of shards.
 
-    def _make_window(self, lane: int, window: int) -> Ids:
-        """The shuffled ids of one window of a lane."""
+        About `window_shards` each, equally many to one: what is left over would make a last window that mixes little.
+        """
         first, last = self._shard_range(lane)
+        windows = max(round((last - first) / self.window_shards), 1)
+        return [first + (last - first) * i // windows for i in range(windows + 1)]
+
+    def _cuts_of(self, lane: int) -> Ids:
+        """(W + 1,) positions in the lane at which its windows begin and end."""
+        cuts = self._window_cuts.get(lane)
+        if cuts is None:
+            low, high = self._cuts[lane], self._cuts[lane + 1]
+            inside = self._ends[np.array(self._places(lane)[1:-1], dtype=np.int64) - 1] - low
+            cuts = self._window_cuts[lane] = np.concatenate([[0], inside, [high - low]]).astype(np.int64)
+        return cuts
+
+    def _window(self, lane: int, window: int) -> _Window:
+        """A window of a lane. One a lane is kept: what comes after a window does not need it any more."""
+        number, kept = self._kept.get(lane, (-1, None))
+        if kept is None or number != window:
+            kept = self._make_window(lane, window)
+            self._kept[lane] = (window, kept)
+        return kept
+
+    def _make_window(self, lane: int, window: int) -> _Window:
         low, high = self._cuts[lane], self._cuts[lane + 1]
-        begin = first + window * self.window_shards
-        parts = []
-        for place in range(begin, min(begin + self.window_shards, last)):
-            shard = self._shards[place]
-            end = int(self._ends[place])
-            start = end - int(self.counts[shard])
-            first_id = int(self._first_id[shard])
-            parts.append(np.arange(max(low, start) - start, min(high, end) - start, dtype=np.int64) + first_id)
-        ids = np.concatenate(parts)
-        return ids[permutation(len(ids), self.seed, _WINDOW, self.epoch, lane, window)]
+        places = slice(*self._places(lane)[window : window + 2])
+        shards, ends = self._shards[places], self._ends[places]
+        begins = ends - self.counts[shards]
+        start, stop = np.maximum(begins, low), np.minimum(ends, high)  # the lane's part of each shard
+        offsets = np.concatenate([[0], np.cumsum(stop - start)])
+        order = permutation(int(offsets[-1]), self.seed, _WINDOW, self.epoch, lane, window)
+        return _Window(order.astype(np.uint32), offsets[:-1], self._first_id[shards] + (start - begins))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A shuffled window in 4 bytes a sample: a rank may hold many."""
+
+    order: NDArray[np.uint32]  # (n,) the window's permutation
+    offsets: Ids  # (w,) where each of its shards begins in the window, before shuffling
+    first_ids: Ids  # (w,) the id of that sample
+
+    def ids(self, start: int, stop: int) -> Ids:
+        """(stop - start,) sample ids at these positions."""
+        before = self.order[start:stop].astype(np.int64)
+        shard = np.searchsorted(self.offsets, before, side="right") - 1
+        return self.first_ids[shard] + (before - self.offsets[shard])
 
 
 def evaluation_tiles(samples: int, tile: int) -> list[tuple[int, int]]:

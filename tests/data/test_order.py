@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distcnn.data.loader import training_requests
-from distcnn.data.order import EpochOrder, Geometry, evaluation_tiles, permutation, random_words
+from distcnn.data.order import EpochOrder, Geometry, automatic_window, evaluation_tiles, permutation, random_words
 
 UGLY = [  # shard sizes, global batch, tile, window
     ([], 8, 4, 16),
@@ -119,7 +119,44 @@ def test_bad_arguments_are_refused() -> None:
         with pytest.raises(ValueError, match="shard sizes"):
             EpochOrder(counts, Geometry(4, 2), 0, 0)
     with pytest.raises(ValueError, match="window"):
-        EpochOrder(np.array([1]), Geometry(4, 2), 0, 0, 0)
+        EpochOrder(np.array([1]), Geometry(4, 2), 0, 0, -1)
+
+
+WINDOWS = [([], 16), ([0, 0], 16), ([10], 6554), ([100_000] * 50, 16), ([1097] * 1168, 60), ([1] * 1000, 65_536)]
+
+
+@pytest.mark.parametrize(("counts", "expected"), WINDOWS)
+def test_the_automatic_window_follows_from_the_sizes(counts: list[int], expected: int) -> None:
+    sizes = np.array(counts, dtype=np.int64)
+    assert automatic_window(sizes) == expected
+    assert EpochOrder(sizes, Geometry(8, 1), 0, 0).window_shards == expected
+
+
+@pytest.mark.parametrize("shards", [1168, 200])
+def test_shuffled_shards_mix_like_a_full_shuffle_and_sorted_ones_nearly(shards: int) -> None:
+    """The variance of the classes' counts in a batch over that of independent draws: 1 for a full shuffle."""
+    classes, per_shard, batch = 100, 110, 256
+    counts = np.full(shards, per_shard)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, classes, shards * per_shard)
+    for labels, window, limit in ((drawn, 16, 1.06), (np.sort(drawn), 16, 2.6), (np.sort(drawn), 0, 1.06)):
+        order = EpochOrder(counts, Geometry(batch, 32), 0, 0, window)
+        batches = [np.concatenate([request.ids for request in step]) for step in training_requests(order, range(8))]
+        expected = batch * np.bincount(labels, minlength=classes) / len(labels)
+        found = np.array([np.bincount(labels[ids], minlength=classes) for ids in batches if len(ids) == batch])
+        assert ((found - expected) ** 2 / expected).sum(axis=1).mean() / (classes - 1) < limit
+
+
+def test_neighbours_come_from_far_apart() -> None:
+    """The mean distance of consecutive samples of a lane is a third of the lane, as in a full shuffle of it."""
+    order = EpochOrder(np.full(300, 50), Geometry(32, 8), 1, 0)
+    for lane in range(4):
+        shards = order.lane_shards(lane)
+        place = np.empty(300)
+        place[shards] = np.arange(len(shards))
+        ids = order.lane_slice(lane, 0, order.lane_length(lane))
+        before = place[ids // 50] * 50 + ids % 50
+        assert abs(np.abs(np.diff(before)).mean() / order.lane_length(lane) - 1 / 3) < 0.02
 
 
 # Pinned: another value here means that every run ever saved resumes into another order. Raise ORDER_VERSION then.
