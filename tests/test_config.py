@@ -215,6 +215,7 @@ def test_every_limit_is_tried_from_both_sides() -> None:
     for name, good, bad in [
         ("crop_scale", [1e-9, 1.0], [0.0, 1.1, float("nan")]),
         ("crop_padding", [-1, 0], [-2]),
+        ("lr", [1e-12, 1e6], [0.0, -1.0, float("nan"), float("inf")]),
         ("dropout", [0.0, 0.99], [1.0, -0.1]),
         ("label_smoothing", [0.0, 0.99], [1.0, -0.1]),
         ("ema_decay", [0.0, 0.9999], [1.0, -0.1]),

@@ -23,6 +23,10 @@ STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", 
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "3,3", "SLURM_NODEID": "1"}, World(5, 6, 2, 3, 1)),
         ({**STEP, **TORCHRUN}, World(3, 4, 1, 2, 1)),  # torchrun inside an srun step
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, World()),  # a batch script: one process
+        (
+            {name: text for name, text in STEP.items() if name != "SLURM_STEP_ID"},
+            World(),
+        ),  # no step: left over from one
         ({**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, World()),
         ({"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0"}, World()),  # an interactive step
     ],
