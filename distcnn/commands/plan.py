@@ -95,9 +95,8 @@ def _shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> None:
     split = dataset.manifest.split(config.data.train_split)
     geometry = config.geometry
     total = part.steps * config.optim.epochs
-    print(
-        f"data       {split.samples:,} images of {len(dataset.classes)} classes in {len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
-    )
+    shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
+    print(f"data       {split.samples:,} images of {len(dataset.classes)} classes in {shards}")
     print(f"run        {part.steps:,} steps an epoch, {total:,} in {config.optim.epochs} epochs")
     print(f"step       {geometry.global_batch} images = {geometry.lanes} lanes x tiles of {geometry.tile}")
     print(
