@@ -16,6 +16,7 @@ import re
 import shutil
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,7 @@ def save(
         temporary.rename(final)
     except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
         shutil.rmtree(temporary, ignore_errors=True)
-        cause = error.__context__
-        raise cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error)) from error
+        raise _os_error(error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -84,6 +84,14 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     point(run, "latest", final)
     return final
+
+
+def _os_error(error: Exception) -> OSError:
+    """The operating system's error behind one of torch's or safetensors', which is a Rust text with its number."""
+    if isinstance(error.__context__, OSError):
+        return error.__context__
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(errno.EIO, str(error))
 
 
 def _write_files(
@@ -205,7 +213,7 @@ def verify(path: Path) -> str:
                 return f"{file} is missing or truncated"
             if sha256_of(file) != facts["sha256"]:
                 return f"{file} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{path / _MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return ""
 
@@ -221,12 +229,24 @@ def load(path: Path) -> Checkpoint:
             path=path,
             model=safetensors.torch.load_file(path / "model.safetensors"),
             ema=safetensors.torch.load_file(ema) if ema.exists() else None,
-            trainer=torch.load(io.BytesIO((path / "trainer.pt").read_bytes()), map_location="cpu", weights_only=True),
+            trainer=_load_trainer(path / "trainer.pt"),
             state=json.loads((path / "state.json").read_text(encoding="utf-8")),
         )
     except (pickle.UnpicklingError, RuntimeError, safetensors.SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} was not written by this program: {reason}") from error
+
+
+def _load_trainer(file: Path) -> dict[str, Any]:
+    """The optimizer's part, without running anything in it. Raises ValueError for a zip bomb."""
+    data = io.BytesIO(file.read_bytes())
+    if zipfile.is_zipfile(data):
+        with zipfile.ZipFile(data) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError(f"{file.name} is compressed, as torch never writes it")
+    data.seek(0)
+    found: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+    return found
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:

@@ -30,7 +30,7 @@ from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
 from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import run_facts
-from distcnn.runfolder import LEDGER, QUARANTINE, RowFile, check_same_run, cut_rows, open_run
+from distcnn.runfolder import LEDGER, QUARANTINE, RowFile, check_same_run, cut_rows, open_run, save_config
 from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
@@ -190,6 +190,7 @@ def restore(job: Job, path: Path | None) -> None:
     if path is None:
         return
     saved = checkpoint.load(path)
+    _check_same_data(job, saved.state, str(path))
     job.identity.check(saved.state["identity"], str(path))
     check_same_run(job.config, saved.state["config"], str(path))
     job.model.load_state_dict(saved.model)
@@ -207,6 +208,30 @@ def restore(job: Job, path: Path | None) -> None:
         job.ledger = Ledger(**saved.state["ledger"])
 
 
+def _check_same_data(job: Job, state: dict[str, Any], where: str) -> None:
+    """Raises UserError with what differs if the checkpoint in `where` was trained on another data set."""
+    was, now = state["identity"]["fingerprint"], job.identity.fingerprint
+    if was == now:
+        return
+    before, classes = state["classes"], list(job.dataset.classes)
+    samples = {name: split.samples for name, split in job.dataset.manifest.splits.items()}
+    if before != classes:
+        gone, new = ([name for name in a if name not in b][:5] for a, b in ((before, classes), (classes, before)))
+        changes = [
+            f"{word} {', '.join(map(repr, names))}" for word, names in (("without", gone), ("with", new)) if names
+        ]
+        what = " and ".join(changes) or "in another order"
+        difference = f"{len(before)} classes were, {len(classes)} are now, {what}"
+    elif state.get("samples", samples) != samples:
+        difference = f"images were {state['samples']}, are now {samples}"
+    else:
+        difference = f"as many images, but not the same (fingerprint {was[:12]}, now {now[:12]})"
+    raise UserError(
+        f"{where} was trained on another data set than {job.dataset.root} ({difference}): give that one with --data, a"
+        " new --output, or --resume never to begin anew"
+    )
+
+
 def begin_tracking(job: Job, resumed: Path | None) -> None:
     """Open the run's files, cut what lies beyond the position, and say what begins."""
     config, world = job.config, job.runtime.world
@@ -217,6 +242,7 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
     job.loader.on_bad = job.val_loader.on_bad = note_bad
     if not job.is_main:
         return
+    save_config(config)
     cut_rows(job.run / LEDGER, lambda row: row["epoch"] < job.position.epoch)
     wandb_id = checkpoint.load(resumed).state["wandb_id"] if resumed else ""
     settings = flatten(config) | {"fingerprint": job.identity.fingerprint, "world_size": world.size}

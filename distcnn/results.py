@@ -35,6 +35,7 @@ def run_facts(job: Job) -> dict[str, Any]:
     return {
         "config": flatten(job.config),
         "classes": list(job.dataset.classes),
+        "samples": {name: split.samples for name, split in job.dataset.manifest.splits.items()},
         "preprocessing": {
             "size": job.dataset.size,
             "view": job.val_loader.view.kind,

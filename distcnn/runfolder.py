@@ -46,13 +46,19 @@ def open_run(config: TrainConfig) -> tuple[Path | None, list[str]]:
         check_same_run(config, flatten(load_toml(saved)), str(run))
     elif any(path.name != "logs" and not path.name.startswith(".") for path in run.iterdir()):
         raise UserError(f"--output {run} holds files of something else: give another folder")
-    write_atomically(saved, to_toml(config).encode())
+    else:
+        save_config(config)
     if chosen:
         return chosen, []
     checkpoint, complaints = newest_whole(run)
     if complaints and checkpoint is None:
         raise UserError(f"no checkpoint of {run} can be used ({complaints[0]}): --resume never begins anew")
     return checkpoint, [f"{wrong}: going back to the checkpoint before" for wrong in complaints]
+
+
+def save_config(config: TrainConfig) -> None:
+    """Write config.toml; for a run that goes on, once it is sure that it does. Raises OSError."""
+    write_atomically(config.output / CONFIG, to_toml(config).encode())
 
 
 def _chosen(path: Path) -> Path:

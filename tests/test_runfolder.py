@@ -10,7 +10,7 @@ import torch
 from distcnn import checkpoint
 from distcnn.config import TrainConfig, flatten, from_flat, load_toml
 from distcnn.errors import UserError
-from distcnn.runfolder import append_row, check_same_run, cut_rows, open_run, read_rows
+from distcnn.runfolder import append_row, check_same_run, cut_rows, open_run, read_rows, save_config
 
 
 def config_for(run: Path, **values: Any) -> TrainConfig:
@@ -37,7 +37,10 @@ def test_the_same_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     open_run(config_for(run))
     save(run, 3)
     newest = save(run, 7)
-    assert open_run(config_for(run, threads=3, wandb_name="x", data="/elsewhere", quiet=True)) == (newest, [])
+    changed = config_for(run, threads=3, wandb_name="x", data="/elsewhere", quiet=True)
+    assert open_run(changed) == (newest, [])
+    assert load_toml(run / "config.toml") == config_for(run), "not yet sure that it goes on"
+    save_config(changed)
     assert load_toml(run / "config.toml").run.threads == 3
     assert (
         open_run(config_for(run, resume=str(run / "checkpoints" / "step_00000003")))[0]
