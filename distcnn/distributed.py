@@ -246,8 +246,11 @@ def broken_by_another(error: BaseException) -> bool:
 
 
 def _begin_group(world: World, config: RunConfig, timeout_seconds: float) -> None:
-    """Under torchrun, begin the process group that Accelerate would begin, but in a part of the store of its own."""
-    if world.size == 1 or not agents_store():
+    """Under torchrun, begin the process group that Accelerate would begin, but in a part of the store of its own.
+
+    Nothing is done where a group stands already.
+    """
+    if world.size == 1 or dist.is_initialized() or not agents_store():
         return
     timeout = datetime.timedelta(seconds=timeout_seconds)
     store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
