@@ -21,8 +21,9 @@ from distcnn.data.decode import Pixels
 from distcnn.data.fill import BadSample as BadSample
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.order import EpochOrder, Ids
+from distcnn.data.readahead import ReadAhead
 from distcnn.data.readers import Reader
-from distcnn.data.shards import Found
+from distcnn.data.shards import Found, SplitReader
 from distcnn.data.views import View
 
 MIN_CHUNK_PIXELS = 1 << 18  # decoding less than this in one task costs more in hand-offs than it gains
@@ -36,6 +37,7 @@ class TileRequest:
     step: int
     lane: int
     ids: Ids
+    order: EpochOrder | None = field(default=None, repr=False, compare=False)  # whose: it says what comes next
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,27 @@ class Loader:
     def steps(self, requests: Iterable[Sequence[TileRequest]]) -> Iterator[list[Tile]]:
         """One list of tiles for each list of requests, in their order. Raises DataError for an index that is gone."""
         todo = iter(requests)
+        first = next(todo, None)
+        if first is None:
+            return
+        ahead = self._read_ahead(first)
+        try:
+            for tiles in self._pipeline(itertools.chain([first], todo)):
+                yield tiles
+                if ahead:
+                    ahead.done(tiles[0].request.step)
+        finally:
+            if ahead:
+                ahead.stop()
+
+    def _read_ahead(self, requests: Sequence[TileRequest]) -> ReadAhead | None:
+        """What fetches remote shards ahead, from these requests to the end of their epoch."""
+        order = requests[0].order
+        if order is None or not isinstance(self.reader, SplitReader) or not self.reader.remote:
+            return None
+        return ReadAhead(self.reader, order, [request.lane for request in requests], requests[0].step)
+
+    def _pipeline(self, todo: Iterator[Sequence[TileRequest]]) -> Iterator[list[Tile]]:
         pending: deque[_Step] = deque()
         while True:
             for step_requests in itertools.islice(todo, max(self.prefetch, 1) - len(pending)):
@@ -184,4 +207,4 @@ def training_requests(order: EpochOrder, lanes: Iterable[int], first_step: int =
     """The requests of some lanes from `first_step` to the end of the epoch. Nothing before it is touched."""
     lanes = list(lanes)
     for step in range(first_step, order.steps):
-        yield [TileRequest(order.epoch, step, lane, order.tile(step, lane)) for lane in lanes]
+        yield [TileRequest(order.epoch, step, lane, order.tile(step, lane), order) for lane in lanes]

@@ -17,6 +17,7 @@ numpy promises that a bit generator's raw stream never changes, which it does no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +160,15 @@ class EpochOrder:
         first, last = self._shard_range(lane)
         shards = self._shards[first:last]
         return shards[self.counts[shards] > 0]
+
+    def lane_needs(self, lane: int) -> list[tuple[int, int, int]]:
+        """(shard, first step, last step) of each shard that a lane reads, in the order in which it begins to."""
+        cuts, places, m = self._cuts_of(lane), self._places(lane), self.geometry.tile
+        needs = []
+        for window, (begin, end) in enumerate(pairwise(places)):
+            first, last = int(cuts[window]) // m, (int(cuts[window + 1]) - 1) // m
+            needs += [(int(shard), first, last) for shard in self._shards[begin:end] if self.counts[shard]]
+        return needs
 
     def _shard_range(self, lane: int) -> tuple[int, int]:
         """The places first..last in the permuted list of the shards that overlap the lane."""

@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distcnn.data.manifest import Shard, Split
+from distcnn.data.sources import is_remote
 from distcnn.data.tar import Member, iterate_members
 from distcnn.errors import DataError
+
+if TYPE_CHECKING:
+    from distcnn.data.nodecache import NodeCache
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 OTHER_MEMBERS = ("cls", "json")
@@ -159,10 +163,13 @@ def _groups(shards: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]
 
 
 class SplitReader:
-    """Bytes, labels and keys of a split by sample id. Safe to use from many threads."""
+    """Bytes, labels and keys of a split by sample id. Safe to use from many threads.
 
-    def __init__(self, root: Path, split: Split, resolve: Callable[[Path, Shard], Path] = resolve_local) -> None:
-        self.root, self.split, self._resolve = root, split, resolve
+    Remote shards are fetched whole when they are first read, into `cache` (by default the node's, see nodecache.py).
+    """
+
+    def __init__(self, root: Path, split: Split, cache: NodeCache | None = None) -> None:
+        self.root, self.split, self._cache = root, split, cache
         self.counts = np.array([shard.samples for shard in split.shards], dtype=np.int64)  # (S,)
         self._first_id = np.concatenate([[0], np.cumsum(self.counts)])  # (S + 1,)
         self._indexes: dict[int, IndexRows] = {}
@@ -229,11 +236,34 @@ class SplitReader:
                 self._indexes[shard] = rows
         return rows
 
+    @property
+    def remote(self) -> bool:
+        """Whether any shard has to be fetched."""
+        return any(is_remote(shard.name) for shard in self.split.shards)
+
+    @property
+    def cache(self) -> NodeCache:
+        """Where remote shards are kept. Raises UserError if there is no place for them."""
+        with self._lock:
+            if self._cache is None:
+                from distcnn.data.nodecache import NodeCache
+
+                self._cache = NodeCache()
+            return self._cache
+
+    def release(self, shards: Iterable[int]) -> None:
+        """Close the files of shards that are not read again for a while: a remote one may then be evicted."""
+        with self._lock:
+            for shard in shards:
+                self._files.pop(shard, None)
+
     def close(self) -> None:
         """Close the files and drop the indexes; the reader can be used again."""
         with self._lock:
             self._files.clear()
             self._indexes.clear()
+            if self._cache is not None:
+                self._cache.need({})
 
     def _open(self, shard: int) -> _Handle:
         with self._lock:
@@ -242,11 +272,14 @@ class SplitReader:
                 self._files.move_to_end(shard)
                 return file
         entry = self.split.shards[shard]
-        path = self._resolve(self.root, entry)
-        try:
-            opened = _Handle(os.open(path, os.O_RDONLY))
-        except OSError as error:
-            raise DataError(f"cannot open shard {path}: {error.strerror or error}") from error
+        if is_remote(entry.name):
+            opened = _Handle(self.cache.open(entry))
+        else:
+            path = resolve_local(self.root, entry)
+            try:
+                opened = _Handle(os.open(path, os.O_RDONLY))
+            except OSError as error:
+                raise DataError(f"cannot open shard {path}: {error.strerror or error}") from error
         with self._lock:
             self._files[shard] = opened
             while len(self._files) > OPEN_FILES:

@@ -71,7 +71,7 @@ def open_shard(name: str) -> Iterator[tuple[ReadAt, int]]:
             yield file_reader(local, size), size
         return
     with _naming(f"shard {name}"):
-        opened = _open_remote(name)
+        opened = open_remote(name)
     with opened as file:
         if not _serves_ranges(file):
             with TemporaryDirectory(prefix="distcnn-") as folder:
@@ -104,7 +104,7 @@ def _serves_ranges(file: IO[bytes]) -> bool:
 def copy_of(name: str, folder: Path) -> Path:
     """A copy of a remote shard in `folder`. Raises DataError naming it."""
     path = folder / re.sub(r"[^A-Za-z0-9.-]", "_", name)[-128:]
-    with _naming(f"shard {name}"), _open_remote(name, from_start_to_end=True) as source, path.open("wb") as target:
+    with _naming(f"shard {name}"), open_remote(name, from_start_to_end=True) as source, path.open("wb") as target:
         while block := source.read(REMOTE_READ_AHEAD):
             target.write(block)
     return path
@@ -112,7 +112,7 @@ def copy_of(name: str, folder: Path) -> Path:
 
 def read_small(name: str, limit: int) -> bytes:
     """The bytes of a small local or remote file. Raises DataError if it is missing or larger than `limit` bytes."""
-    with _naming(name), _open_remote(name) if is_remote(name) else Path(name).open("rb") as file:
+    with _naming(name), open_remote(name) if is_remote(name) else Path(name).open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DataError(f"{name} is larger than {limit} bytes")
@@ -199,7 +199,8 @@ def _absolute(word: str) -> Path:
     return Path(os.path.normpath(Path(word).expanduser().absolute()))
 
 
-def _open_remote(name: str, from_start_to_end: bool = False) -> IO[bytes]:
+def open_remote(name: str, from_start_to_end: bool = False) -> IO[bytes]:
+    """A remote file, without a cache of its own. Raises UserError, DataError, or what the protocol's client raises."""
     system, path = _file_system(name)
     streamed = {"block_size": 0} if from_start_to_end and name.startswith("http") else {}
     opened: IO[bytes] = system.open(path, "rb", cache_type="none", **streamed)
