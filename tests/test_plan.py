@@ -132,7 +132,7 @@ def test_the_command_prints_it_all_and_fails_for_what_cannot_run(digits_set: Pat
     for part in (
         "1,438 images",
         "23 steps an epoch",
-        "4 = 2 nodes x 2; lanes of each: 2",
+        "4 = 2 nodes x 2, 2 lanes each",
         "memory     about",
         "time  ",
     ):
