@@ -123,6 +123,7 @@ def test_results_json(doors: dict[str, Started]) -> None:
     assert fields <= set(results)
     assert results["status"] == "complete" and results["train_samples"] == SAMPLES and results["val_samples"] == VAL
     assert results["steps"] == 46 and results["epochs"] == 2 and results["seed"] == 0
+    assert results["best/epoch"] == 1 and results["best/top1"] == results["val/top1"]
     assert 0.9 < results["val/top1"] <= results["val/top5"] <= 1
     assert results["val/top1_low"] < results["val/top1"] < results["val/top1_high"]
     confusion = torch.tensor(results["confusion"])

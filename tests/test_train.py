@@ -157,6 +157,18 @@ def test_a_run_resumed_from_a_checkpoint_by_name(
         simulate(small_config(stripes_set, tmp_path / "third", resume=str(chosen), lr=0.5, **MODELS["cnn"]), 1)
 
 
+def test_the_best_checkpoint_is_the_first_of_the_highest_score_and_stays(stripes_set: Path, tmp_path: Path) -> None:
+    """A model that hardly learns scores the same at every epoch: the first is the best, and outlives pruning."""
+    still = {"norm": "none", "lr": 1e-12, "ema_decay": 0.0, "epochs": 3, "keep_checkpoints": 1}
+    results = simulate(small_config(stripes_set, tmp_path / "run", **still), 2)
+    scores = [row["val/top1"] for row in trace_of(tmp_path / "run").metrics if "val/top1" in row]
+    assert len(scores) == 3 and len(set(scores)) == 1
+    assert (results["best/epoch"], results["best/top1"]) == (0, scores[0])
+    kept = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in kept.glob("step_*")) == ["step_00000003", "step_00000009"]
+    assert (kept / "best").resolve().name == "step_00000003" and (kept / "latest").resolve().name == "step_00000009"
+
+
 def test_killed_between_the_last_checkpoint_and_the_results(
     alone: Callable[[str], Trace], stripes_set: Path, tmp_path: Path
 ) -> None:
