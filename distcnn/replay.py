@@ -19,7 +19,30 @@ from distcnn.build import open_dataset
 from distcnn.config import load_toml
 from distcnn.errors import DataError, UserError
 from distcnn.layers import Examination
+from distcnn.state import Position
 from distcnn.world import World
+
+
+@dataclass(frozen=True)
+class Box:
+    """What box.json says."""
+
+    position: Position
+    fingerprint: str
+    weights_after_steps: int  # 0: the weights are those before the step
+    checkpoint: str
+
+    @staticmethod
+    def read(folder: Path) -> Box:
+        """Raises UserError for a folder that is no box, or one of another version."""
+        row = _read(folder / BOX)
+        if row.get("version") != BOX_VERSION:
+            raise UserError(f"{folder / BOX} has version {row.get('version')}, this program reads {BOX_VERSION}")
+        try:
+            at = Position(**{name: int(value) for name, value in row["position"].items()})
+            return Box(at, str(row["fingerprint"]), int(row["weights_after_steps"]), str(row["checkpoint"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder / BOX} is damaged: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class TileAgain:
 class Replay:
     """A step computed again. `gradient_norm` is that of the sum over all tiles."""
 
-    box: dict[str, Any]
+    box: Box
     tiles: tuple[TileAgain, ...]
     gradient_norm: float
 
@@ -65,10 +88,10 @@ class Replay:
         if self.reproduced:
             origin = self.worst.now.origin or "the sum over the tiles: each is finite by itself"
             return f"reproduced: not finite here either, first in {origin}"
-        if self.box["weights_after_steps"]:
+        if self.box.weights_after_steps:
             return (
-                f"not reproduced, but the weights are those {self.box['weights_after_steps']} steps later: go on from"
-                f" {self.box['checkpoint'] or 'the beginning'} with --device cpu to see the step itself"
+                f"not reproduced, but the weights are those {self.box.weights_after_steps} steps later: go on from"
+                f" {self.box.checkpoint or 'the beginning'} with --device cpu to see the step itself"
             )
         if then:
             return (
@@ -83,14 +106,12 @@ def replay(folder: Path, data: Path | None = None) -> Replay:
 
     Raises UserError for a folder that is no box, DataError if the data set is another one.
     """
-    box = _read(folder / BOX)
-    if box.get("version") != BOX_VERSION:
-        raise UserError(f"{folder / BOX} has version {box.get('version')}, this program reads {BOX_VERSION}")
+    box = Box.read(folder)
     config = load_toml(folder / CONFIG)
     if data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data=data))
     dataset = open_dataset(config, World())
-    if dataset.manifest.fingerprint() != box["fingerprint"]:
+    if dataset.manifest.fingerprint() != box.fingerprint:
         raise DataError(f"{config.data.data} is not the data set of the step (--data says where that is)")
     try:
         weights = safetensors.torch.load_file(folder / WEIGHTS)
@@ -98,11 +119,11 @@ def replay(folder: Path, data: Path | None = None) -> Replay:
         raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     torch.set_num_threads(config.run.threads or 1)
     then = _losses_then(folder)
-    at = box["position"]
-    bench = Workbench.build(config, dataset, weights, at["epoch"], torch.device("cpu"))
+    at = box.position
+    bench = Workbench.build(config, dataset, weights, at.epoch, torch.device("cpu"))
     try:
         tiles = []
-        for tile in bench.tiles(at["step"], range(config.geometry.lanes)):
+        for tile in bench.tiles(at.step, range(config.geometry.lanes)):
             lane = tile.request.lane
             names = tuple(f"{row['shard']} {row['key']}" for row in bench.samples(tile))
             rank, loss = then.get(lane, (None, None))
@@ -128,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path.parent} is no black box: {path.name}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} is damaged: not an object")

@@ -36,8 +36,8 @@ def _show(found: Replay) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    at = found.box["position"]
-    title = f"step {at['total']} (epoch {at['epoch'] + 1}, step {at['step']}), each tile's share of the loss"
+    at = found.box.position
+    title = f"step {at.total} (epoch {at.epoch + 1}, step {at.step}), each tile's share of the loss"
     tiles = Table(title=Text(title), title_justify="left")
     for column in ("lane", "rank", "then", "now", "first not finite"):
         tiles.add_column(column)
