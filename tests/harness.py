@@ -144,7 +144,7 @@ class SimulatedRuntime(Runtime):
         self._gradients.clear()
 
     def _reduce(self, members: list[nn.Parameter]) -> None:
-        flat, offset = torch.zeros(sum(p.numel() for p in members)), 0
+        flat, offset = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype), 0
         for p in members:
             view = flat.as_strided(p.size(), p.stride(), offset)
             if p.grad is not None:

@@ -186,36 +186,42 @@ def test_killed_between_the_last_checkpoint_and_the_results(
 def test_the_gradient_of_every_step_is_that_of_the_mean_over_its_samples(
     ranks: int, stripes_set: Path, tmp_path: Path
 ) -> None:
-    """Against one batch of the whole step in float64; the last step's tiles hold one sample or none."""
+    """In float64, against one batch of the whole step; the last step's tiles hold one sample or none."""
     seen: dict[int, tuple[dict[str, torch.Tensor], list[torch.Tensor]]] = {}
     job: list[Job] = []
 
     def watch(made: Job) -> None:
         job[:] = [made]
-        whole = made.optimizer.step
+        whole, augment = made.optimizer.step, made.augment
+        made.model.double()
 
         def noting(*arguments: Any) -> Any:
             gradients = [p.grad.clone() for p in made.model.parameters() if p.grad is not None]
             seen[made.position.step] = copy.deepcopy(made.model.state_dict()), gradients
             return whole(*arguments)
 
+        def doubled(*arguments: Any, **named: Any) -> Any:
+            x_NCHW, targets = augment(*arguments, **named)
+            return x_NCHW.double(), targets
+
         made.optimizer.step = noting  # type: ignore[method-assign]
+        made.augment = doubled  # type: ignore[assignment]
 
     plain = {"norm": "none", "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0, "crop": "none", "flip": "none"}
-    more = {"label_smoothing": 0.0, "clip_grad_norm": 0.0, "epochs": 1}
+    more = {"label_smoothing": 0.0, "clip_grad_norm": 0.0, "ema_decay": 0.0, "epochs": 1}
     simulate(small_config(stripes_set, tmp_path / "run", **plain, **more), ranks, watch)
-    order, reference = epoch_order(job[0], 0), copy.deepcopy(job[0].model).double()
+    order, reference = epoch_order(job[0], 0), copy.deepcopy(job[0].model)
     assert order.steps == 3 and sorted(order.tile_sizes(2)) == [0] * 5 + [1] * 3
     for step in range(3):
         ids = np.concatenate([order.tile(step, lane) for lane in range(8)])
         (batch,) = next(job[0].loader.steps([[TileRequest(0, step, 0, ids)]]))
-        x_NCHW = job[0].augment(batch, torch.device("cpu"), train=False)[0].double()
+        x_NCHW, _ = job[0].augment(batch, torch.device("cpu"), train=False)
         reference.load_state_dict(seen[step][0])
         reference.zero_grad()
         cross_entropy(reference(x_NCHW), batch.labels).backward()
         for mine, parameter in zip(seen[step][1], reference.parameters(), strict=True):
             assert parameter.grad is not None
-            assert torch.allclose(mine.double(), parameter.grad, rtol=1e-4, atol=1e-6), f"step {step}"
+            assert torch.allclose(mine, parameter.grad, rtol=1e-10, atol=1e-14), f"step {step}"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
