@@ -91,8 +91,8 @@ def main() -> None:
     )
     print(
         f"a save costs {cost * 1e3:.0f} ms, median of {options.pairs} pairs ({min(costs) * 1e3:.0f} to"
-        f" {max(costs) * 1e3:.0f}); of these training waits {statistics.median(waits) * 1e3:.0f} ms for the copy; a save"
-        f" by itself takes up to {writer.seconds:.1f} s"
+        f" {max(costs) * 1e3:.0f}); of these training waits {statistics.median(waits) * 1e3:.0f} ms for the copy; a"
+        f" save by itself takes up to {writer.seconds:.1f} s"
     )
     print(f"one save in {STEPS_BETWEEN_SAVES} steps: {100 * cost / (STEPS_BETWEEN_SAVES * step):.2f} % more time")
 

@@ -53,6 +53,8 @@ def open_dataset(config: TrainConfig, world: World) -> Dataset:
         _prepare_digits(data.data, world)
     manifest = load_manifest(data.data)
     for name in (data.train_split, data.val_split):
+        if data.loader == "stream" and name == data.train_split and name not in manifest.splits:
+            continue  # a pattern, or a command
         split = manifest.split(name)
         if not split.samples:
             raise DataError(f"{data.data}: split {name!r} is empty")
@@ -83,8 +85,8 @@ def _prepare_digits(root: Path, world: World) -> None:
         time.sleep(0.1)
 
 
-def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, threads: int, gpu: bool) -> Loader:
-    """A loader of a split with the view that training or evaluation takes of an image."""
+def make_view(config: TrainConfig, dataset: Dataset, train: bool) -> View:
+    """The view that training or evaluation takes of an image."""
     uniform = dataset.manifest.image.uniform
     fits = uniform == (dataset.size, dataset.size)
     crop = config.data.crop
@@ -95,9 +97,14 @@ def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, 
             " leave --crop out, or give their --image-size"
         )
     if train and (crop == "random-resized" or not fits):
-        view = View(dataset.size, "random-resized", config.data.crop_scale)
-    else:
-        view = View(dataset.size, "none" if fits else "center")
+        return View(dataset.size, "random-resized", config.data.crop_scale)
+    return View(dataset.size, "none" if fits else "center")
+
+
+def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, threads: int, gpu: bool) -> Loader:
+    """A loader of a split."""
+    uniform = dataset.manifest.image.uniform
+    view = make_view(config, dataset, train)
     reader = SplitReader(dataset.root, dataset.manifest.split(split))
     cache_shape = None
     if uniform is not None and config.data.cache != "off":
@@ -106,7 +113,23 @@ def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, 
     elif config.data.cache == "host":
         raise UserError(f"--cache host needs images of one size, those of {dataset.root} are not")
     # Without a GPU decoding and computing take turns: OpenMP's threads lose more by being disturbed.
-    return Loader(reader, view, config.run.seed, threads, PREFETCH_STEPS if gpu else 0, cache_shape)
+    prefetch = PREFETCH_STEPS if gpu else 0
+    # Reducing while decoding changes pixels: the set decides, not what happens to be cached.
+    return Loader(reader, view, config.run.seed, threads, prefetch, cache_shape, reduce=uniform is None)
+
+
+def make_training_loader(config: TrainConfig, dataset: Dataset, world: World, threads: int, gpu: bool) -> Loader:
+    """The loader of the training split, or of the stream that stands in its place."""
+    data = config.data
+    if data.loader == "exact":
+        return make_loader(config, dataset, data.train_split, True, threads, gpu)
+    from distcnn.data.stream import Stream, StreamLoader, stream_shards
+
+    shards = stream_shards(data.train_split, dataset.root, dataset.manifest, data.allow_pipe)
+    split = dataset.manifest.splits.get(data.train_split)
+    samples = data.stream_samples or (split.samples if split else 0)
+    stream = Stream(tuple(shards), samples, len(dataset.classes), config.run.seed, world.rank)
+    return StreamLoader(stream, make_view(config, dataset, True), threads)
 
 
 def make_augment(config: TrainConfig, dataset: Dataset) -> Augment:

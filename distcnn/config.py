@@ -28,7 +28,7 @@ class DataConfig:
     data: Path = Path("data/digits")
     """Folder of a data set (with dataset.json). The default, the digits, is made when it is missing."""
     train_split: str = "train"
-    """Split to train on."""
+    """Split to train on. With --loader stream also shards: a pattern, or pipe:COMMAND."""
     val_split: str = "val"
     """Split to evaluate on."""
     image_size: int = 0
@@ -47,6 +47,13 @@ class DataConfig:
     """More training augmentation, any of: trivial-augment color-jitter=0.4 erasing=0.25 cutout=8"""
     cache: Literal["auto", "off", "host"] = "auto"
     """Keep decoded images in memory. auto: host where the whole split takes less than 1 GiB."""
+    loader: Literal["exact", "stream"] = "exact"
+    """exact: each sample once, in an order that resumes. stream: shards that cannot be indexed, drawn by webdataset
+    with replacement; nothing is promised of what comes."""
+    stream_samples: int = 0
+    """stream: samples to call an epoch. 0: as many as the split has."""
+    allow_pipe: bool = False
+    """stream: allow pipe:COMMAND, which runs in a shell."""
     decode_threads: int = 0
     """Threads that read and decode, per process. 0: the process's share of the cores."""
     window_shards: int = 0
@@ -230,6 +237,10 @@ def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
     yield wrong is None, "augment", f"{wrong!r} is none of {AUGMENTATIONS}"
     once = len({word.partition("=")[0] for word in data.augment}) == len(data.augment)
     yield once, "augment", "each of them once"
+    exact = data.loader == "exact"
+    yield not (exact and data.allow_pipe), "allow_pipe", "--loader stream only"
+    yield not (exact and data.stream_samples), "stream_samples", "--loader stream only"
+    yield data.stream_samples >= 0, "stream_samples", "must be >= 0 (0: as many as the split has)"
     yield data.decode_threads >= 0, "decode_threads", "must be >= 0 (0: automatic)"
     yield data.window_shards >= 0, "window_shards", "must be >= 0 (0: automatic)"
     yield bool(model.model), "model", "name a model: cnn, resnet18, ..."

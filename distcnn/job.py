@@ -15,7 +15,7 @@ from distcnn import checkpoint
 from distcnn.augment import Augment
 from distcnn.batchnorm import TileStatistics
 from distcnn.blackbox import BlackBox
-from distcnn.build import Dataset, make_augment, make_loader, make_model
+from distcnn.build import Dataset, make_augment, make_loader, make_model, make_training_loader
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
@@ -151,7 +151,7 @@ def build_job(
     """Build model, optimizer, loaders. Nothing is read from a checkpoint yet."""
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
-    loader = make_loader(config, dataset, config.data.train_split, True, threads, gpu)
+    loader = make_training_loader(config, dataset, runtime.world, threads, gpu)
     # A lambda, since copies of the model (EMA) would copy what a bound method is bound to.
     model = make_model(config, dataset, lambda sums: runtime.sum_with_gradient(sums)).to(runtime.device)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
@@ -242,6 +242,11 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
     job.loader.on_bad = job.val_loader.on_bad = note_bad
     if not job.is_main:
         return
+    if config.data.loader == "stream":
+        job.console.warn(
+            "--loader stream: samples are drawn with replacement; neither that each comes once, nor the same run on"
+            " resumption or on another number of processes, is promised"
+        )
     save_config(config)
     cut_rows(job.run / LEDGER, lambda row: row["epoch"] < job.position.epoch)
     wandb_id = checkpoint.load(resumed).state["wandb_id"] if resumed else ""

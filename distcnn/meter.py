@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from distcnn.data.loader import LoaderStats
+from distcnn.data.loader import PARTS, LoaderStats
 
 
 class Meter:
@@ -16,21 +16,23 @@ class Meter:
     def __init__(self, stats: LoaderStats) -> None:
         self._stats = stats
         self._losses: list[torch.Tensor] = []
-        self._samples, self._seconds, self._waited = 0, 0.0, 0.0
+        self._samples, self._seconds = 0, 0.0
+        self._spent = dict.fromkeys(PARTS, 0.0)
         self.total_samples, self.total_seconds = 0, 0.0
         self.start()
 
     def start(self) -> None:
         """Training begins, or goes on after something else."""
         self._at = time.perf_counter()
-        self._waited_at = self._stats.wait_seconds
+        self._spent_at = self._stats.seconds()
 
     def stop(self) -> None:
         """Something else begins."""
         now = time.perf_counter()
         self._seconds += now - self._at
         self.total_seconds += now - self._at
-        self._waited += self._stats.wait_seconds - self._waited_at
+        for part, total in self._stats.seconds().items():
+            self._spent[part] += total - self._spent_at[part]
         self.start()
 
     def add(self, loss: torch.Tensor, samples: int) -> None:
@@ -51,15 +53,19 @@ class Meter:
         self._losses.clear()
 
     def row(self, losses: list[float]) -> dict[str, float]:
-        """The means since the last row, and a new beginning of `losses` and the clock."""
+        """The means since the last row, and a new beginning of `losses` and the clock.
+
+        perf/<part>_share: seconds of it for each second of the run; parts that threads do together can pass 1.
+        """
         self.settle(losses)
         self.stop()
         seconds = max(self._seconds, 1e-9)
         values = {
             "train/loss": losses[0] / losses[1] if losses[1] else math.nan,
             "perf/images_per_second": self._samples / seconds,
-            "perf/wait_share": self._waited / seconds,
+            **{f"perf/{part}_share": spent / seconds for part, spent in self._spent.items()},
         }
         losses[:] = [0.0, 0.0]
-        self._samples, self._seconds, self._waited = 0, 0.0, 0.0
+        self._samples, self._seconds = 0, 0.0
+        self._spent = dict.fromkeys(PARTS, 0.0)
         return values

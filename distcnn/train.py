@@ -33,6 +33,7 @@ from distcnn.job import (
 )
 from distcnn.limits import check_bad_share, check_finite
 from distcnn.losses import loss_sum
+from distcnn.memory import keep_freed_memory
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
 from distcnn.preempt import Preempted, StopRequest
@@ -60,6 +61,8 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
     check_lanes(config, world, console)
     with StopRequest(config.output, world.is_main, 60 * config.run.time_limit) as stop:
         runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         try:
             resume_from = claim_run(config, runtime, console)
             limit = config.run.stall_timeout
@@ -223,7 +226,9 @@ def close_epoch(job: Job) -> Evaluation | None:
     job.pulse.mark(EVALUATE, job.position)
     total = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
     row = total.row(epoch, len(job.loader.reader))
-    if not row["exactly_once"]:
+    if config.data.loader == "stream":
+        row = {"epoch": epoch, "samples": total.count, "exactly_once": False}  # drawn with replacement: not promised
+    elif not row["exactly_once"]:
         raise RuntimeError(f"epoch {epoch} was not exactly once: {row}; this is a defect of distcnn, please report it")
     if any_rank(job, bool(wants_stop(job))):
         stop_here(job)

@@ -33,6 +33,9 @@ FLAGS: dict[str, Any] = {
     "flip": "auto",
     "augment": [],
     "cache": "auto",
+    "loader": "exact",
+    "stream_samples": 0,
+    "allow_pipe": False,
     "decode_threads": 0,
     "window_shards": 0,
     "model": "cnn",
@@ -84,6 +87,7 @@ FLAGS: dict[str, Any] = {
 ALL_CHANGED = shlex.split(
     "--data /x/y --train-split a --val-split b --image-size 96 --crop pad --crop-padding 4 --crop-scale 0.08"
     " --flip none --augment trivial-augment cutout=8 --cache off --decode-threads 3 --window-shards 2"
+    " --loader stream --stream-samples 9 --allow-pipe"
     " --model resnet18 --channels 3 5 7 --kernel-size 5"
     " --activation silu --norm none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen"
     " --epochs 3 --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --momentum 0 --weight-decay 5e-4"

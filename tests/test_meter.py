@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distcnn.data.loader import LoaderStats
+from distcnn.data.loader import PARTS, LoaderStats
 from distcnn.meter import Meter
 
 
@@ -23,8 +23,10 @@ def test_a_row_is_a_mean_over_its_steps_and_its_training_time(clock: list[float]
         meter.add(torch.tensor(loss, dtype=torch.float64), 32)
         clock[0] += 2
         stats.wait_seconds += 0.5
+        stats.decode_seconds += 3.0  # of two threads
     row = meter.row(losses)
-    assert row == {"train/loss": 3.0, "perf/images_per_second": 96 / 6, "perf/wait_share": 0.25} and losses == [0, 0]
+    shares = {f"perf/{part}_share": 0.0 for part in PARTS} | {"perf/wait_share": 0.25, "perf/decode_share": 1.5}
+    assert row == {"train/loss": 3.0, "perf/images_per_second": 96 / 6, **shares} and losses == [0, 0]
     meter.add(torch.tensor(5.0), 10)
     clock[0] += 1
     assert meter.row(losses)["train/loss"] == 5 and meter.total_samples == 106

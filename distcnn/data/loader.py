@@ -50,9 +50,12 @@ class Tile:
     weights: torch.Tensor  # (n,) float32: 1, or 0 for a sample that could not be read
 
 
+PARTS = ("read", "decode", "resize", "wait", "collate", "transfer")
+
+
 @dataclass
 class LoaderStats:
-    """What the loader did since it was made. Seconds; read, decode and resize are summed over threads."""
+    """What the loader did since it was made. Read, decode, resize are summed over threads; wait is the consumer's."""
 
     samples: int = 0
     read_seconds: float = 0.0
@@ -60,7 +63,12 @@ class LoaderStats:
     resize_seconds: float = 0.0
     wait_seconds: float = 0.0
     collate_seconds: float = 0.0
+    transfer_seconds: float = 0.0
     bad: list[BadSample] = field(default_factory=list)
+
+    def seconds(self) -> dict[str, float]:
+        """By part."""
+        return {part: getattr(self, f"{part}_seconds") for part in PARTS}
 
 
 class Loader:

@@ -146,7 +146,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not self.shards or self.samples < 1:
-            raise UserError("a stream needs shards, and --epoch-samples: how many samples to call an epoch")
+            raise UserError("a stream needs shards, and --stream-samples: how many samples to call an epoch")
 
 
 class StreamLoader(Loader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import webdataset as wds
 from shard_files import jpg, labelled, write_tar
 from split_files import CLASSES, add_shard, make_split, split_of
 
+from distcnn.config import parse_train
 from distcnn.data.decode import decode
 from distcnn.data.loader import Tile, training_requests
 from distcnn.data.manifest import Manifest, save_manifest
@@ -19,6 +21,8 @@ from distcnn.data.order import EpochOrder, Geometry
 from distcnn.data.stream import ExactSource, Stream, StreamLoader, stream_shards
 from distcnn.data.views import View
 from distcnn.errors import DataError, UserError
+from distcnn.train import train
+from distcnn.world import World
 
 GEOMETRY = Geometry(8, 2)
 VIEW = View(12, "none")
@@ -175,5 +179,29 @@ def test_bad_samples_are_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_an_epoch_must_have_a_length(root: Path) -> None:
-    with pytest.raises(UserError, match="--epoch-samples"):
+    with pytest.raises(UserError, match="--stream-samples"):
         stream_of(root, 0)
+
+
+@pytest.mark.parametrize(("flags", "message"), [([], "--allow-pipe"), (["--allow-pipe"], "--stream-samples")])
+def test_training_on_a_command_needs_leave_and_a_length(
+    digits_set: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    command = f"pipe:cat {digits_set}/train-000000.tar"
+    base = shlex.split(f"--data {digits_set} --output {tmp_path}/run --wandb-mode disabled --quiet --loader stream")
+    config = parse_train([*base, "--train-split", command, *flags])
+    with pytest.raises(UserError, match=message):
+        train(config, World())
+
+
+def test_training_on_a_command(digits_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"pipe:cat {digits_set}/train-000000.tar"
+    base = shlex.split(f"--data {digits_set} --output {tmp_path}/run --wandb-mode disabled --quiet --loader stream")
+    length = shlex.split("--allow-pipe --stream-samples 640 --epochs 2 --decode-threads 1")
+    config = parse_train([*base, "--train-split", command, *length])
+    results = train(config, World())
+    assert results["val/top1"] > 0.3
+    rows = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert rows == [{"epoch": epoch, "samples": 640, "exactly_once": False} for epoch in range(2)]
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "drawn with replacement; neither that each comes once, nor the same run" in printed
