@@ -16,6 +16,7 @@ PACKAGE = ROOT / "distcnn"
 LEVELS = [
     {"errors", "files", "__init__"},
     {"world", "config", "flags", "console", "launchers", "meeting", "site", "network", "slurm"},
+    {"text", "pictures", "plotting", "page"},
     {"data"},
     {
         "augment",
@@ -33,12 +34,13 @@ LEVELS = [
         "build",
         "tiles",
         "layers",
+        "shapes",
     },
     {"distributed"},
     {"metrics", "checkpoint", "preempt", "runfolder", "tracking", "heartbeat", "watchdog", "stragglers", "starts"},
     {"evaluate", "results", "blackbox", "limits", "job", "train", "replay"},
     {"classifier", "predict", "scoring", "export", "report", "explain"},
-    {"plan", "probe", "verify", "doctor", "status", "submit"},
+    {"plan", "probe", "describe", "tune", "verify", "doctor", "status", "submit"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -10,8 +10,8 @@ from data_sets import Members, example_set, look, make_set, printed, rendered
 from shard_files import encode, hostile_pickle, picture
 
 from distcnn.data.inspect.facts import Facts
-from distcnn.data.inspect.plots import drawable
-from distcnn.data.inspect.text import counted, shown, size
+from distcnn.plotting import drawable
+from distcnn.text import counted, shown, size
 
 
 @pytest.fixture(scope="module")

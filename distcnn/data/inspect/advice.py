@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distcnn.data.inspect.facts import Facts, SplitFacts
-from distcnn.data.inspect.text import counted
+from distcnn.text import counted
 
 LANES = 8  # parallel streams of a step by default: the most ranks that one run can use
 IMBALANCE_SEEN, IMBALANCE_GRAVE = 1.5, 10.0

@@ -1,9 +1,7 @@
-"""Some images of a set read again and laid out as contact sheets, as data: URIs that a page can hold."""
+"""Some images of a set read again and laid out as contact sheets."""
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,8 @@ from distcnn.data.inspect.facts import Facts
 from distcnn.data.manifest import Manifest
 from distcnn.data.shards import load_index
 from distcnn.data.sources import is_remote, open_shard
+from distcnn.pictures import sheet, tile
 
-TILE = 72  # pixels of a picture's side on a sheet
-GAP = 4
 CLASS_SAMPLES = 8
 MAX_CLASSES_SHOWN = 60
 MAX_PAIRS_SHOWN = 24
@@ -54,33 +51,7 @@ class Album:
 
     def sheet(self, places: Places, columns: int = 0) -> str:
         """A data: URI of loaded images side by side, in rows of `columns` (0 = one row)."""
-        tiles = [self._tiles[int(place)] for place in places]
-        across = max(1, min(columns or len(tiles), len(tiles)))
-        down = max(1, -(-len(tiles) // across))
-        sheet = Image.new("RGBA", (across * (TILE + GAP) - GAP, down * (TILE + GAP) - GAP))  # gaps show the page
-        for number, picture in enumerate(tiles):
-            sheet.paste(picture, ((number % across) * (TILE + GAP), number // across * (TILE + GAP)))
-        return uri(sheet)
-
-
-def tile(image: Image.Image) -> Image.Image:
-    """TILE x TILE: the middle square, small images enlarged without smoothing so that pixels stay pixels."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    method = Image.Resampling.LANCZOS if side > TILE else Image.Resampling.NEAREST
-    return image.resize((TILE, TILE), method, box=(left, top, left + side, top + side))
-
-
-def uri(image: Image.Image) -> str:
-    """A data: URI of an image as WebP, which is small and may be transparent."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def png_uri(data: bytes) -> str:
-    """A data: URI of PNG bytes."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+        return sheet([self._tiles[int(place)] for place in places], columns)
 
 
 def samples_of_classes(facts: Facts, split: str) -> list[tuple[int, Places]]:

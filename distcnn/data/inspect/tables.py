@@ -9,7 +9,7 @@ from rich.text import Text
 
 from distcnn.data.inspect.advice import Advice
 from distcnn.data.inspect.facts import Facts
-from distcnn.data.inspect.text import channels, shown, size
+from distcnn.text import channels, shown, size
 
 MAX_CLASS_ROWS = 30
 MAX_BAD_ROWS = 10
