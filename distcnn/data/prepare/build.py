@@ -17,7 +17,7 @@ from distcnn.data.manifest import UNLABELLED, Manifest, Quarantined, Split
 from distcnn.data.order import permutation
 from distcnn.data.prepare.duplicates import content_groups, merge_groups, shared_between
 from distcnn.data.prepare.images import Policy
-from distcnn.data.prepare.keys import make_keys
+from distcnn.data.prepare.keys import make_keys, names_tell
 from distcnn.data.prepare.pool import Pool, usable_cores
 from distcnn.data.prepare.source import FREE, SPLITS, Ids, Report, Source
 from distcnn.data.prepare.split import Candidates, Fractions, stratified
@@ -27,7 +27,7 @@ from distcnn.data.prepare.work import HASH_BYTES, Part, Task, pack
 from distcnn.data.prepare.writer import Limits, ShardWriter
 from distcnn.errors import DataError, UserError
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 SHUFFLE = 16  # the purpose of the random words that shuffle a split before it is cut into shards
 TASK_SAMPLES = 256
 TASK_BYTES = 8 << 20
@@ -164,6 +164,7 @@ class _Work:
     ) -> None:
         self.source, self.splits, self.settings, self.folder, self.report = source, splits, settings, folder, report
         self.keys = make_keys(source)
+        self._names_tell = names_tell(source, self.keys)
         self.sums = Sums()
         self.bad: list[Quarantined] = []
         self._good: dict[str, list[Ids]] = {}
@@ -218,7 +219,7 @@ class _Work:
             source = self.source
             task = Task(
                 keys=[self.keys[i] for i in places],
-                names=[source.names[i] for i in places] if source.named else [""] * len(places),
+                names=[source.names[i] for i in places] if self._names_tell else [""] * len(places),
                 labels=source.labels[ids].tolist(),
                 payloads=[source.payload(i) for i in places],
                 root=source.root,

@@ -6,6 +6,7 @@ import re
 
 from distcnn.data.prepare.source import Source
 
+EXTENSIONS = (".jpg", ".png", ".webp")  # of what is kept
 MAX_KEY_BYTES = 90  # ".json" still fits the 100 bytes of a tar header's name
 UNSAFE = re.compile(r"[^A-Za-z0-9_/+=@,-]")  # a dot would end the key: webdataset's extension begins at the first
 
@@ -32,6 +33,17 @@ def make_keys(source: Source) -> list[str]:
         taken.add(key)
         stems[place] = key
     return stems
+
+
+def names_tell(source: Source, keys: list[str]) -> bool:
+    """Whether the samples' names say more than key and extension do, so that the shards need <key>.json for them.
+
+    For all samples or for none, as readers of the tars expect.
+    """
+    if not source.named:
+        return False
+    pairs = zip(source.names, keys, strict=True)
+    return not all(name.startswith(key) and name[len(key) :] in EXTENSIONS for name, key in pairs)
 
 
 def _numbered(key: str, number: int) -> str:

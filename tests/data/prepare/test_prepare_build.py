@@ -49,11 +49,20 @@ def test_a_folder_becomes_a_set_that_webdataset_reads(folders: Path, tmp_path: P
         assert {s["__key__"]: (int(s["cls"]), s["jpg"]) for s in samples} == by_index[name]
         assert [s["__key__"] for s in samples] == list(by_index[name])
         for sample in samples:
-            name_in_source = json.loads(sample["json"])["name"]
+            name_in_source = f"{sample['__key__']}.jpg"
             assert (folders / name_in_source).read_bytes() == sample["jpg"]
             assert manifest.classes[int(sample["cls"])] == name_in_source.split("/")[0]
             seen.add(name_in_source)
+            assert "json" not in sample  # it would say nothing more
     assert len(seen) == 60
+
+
+def test_where_a_key_is_not_the_name_all_samples_tell_theirs(folders: Path, tmp_path: Path) -> None:
+    (folders / "ant" / "000.jpg").rename(folders / "ant" / "a b.JPEG")
+    manifest = made(from_folder(folders), tmp_path / "out").manifest
+    shards = [tmp_path / "out" / shard.name for split in manifest.splits.values() for shard in split.shards]
+    names = {json.loads(sample["json"])["name"] for sample in by_webdataset(shards)}
+    assert names == {path.relative_to(folders).as_posix() for path in folders.rglob("*.*")} and len(names) == 60
 
 
 def test_samples_are_shuffled_by_the_seed_before_they_are_cut(folders: Path, tmp_path: Path) -> None:
