@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "make shards of images: folder, CSV, arrays, digits ...",
     "index": "make a data set of shards that others wrote",
     "inspect": "see a data set: classes, sizes, duplicates, leaks",
+    "describe": "see a network: layers, parameters, receptive field",
     "train": "train a CNN (what train.py does)",
     "evaluate": "exact metrics of a checkpoint; compare two",
     "predict": "classes of new images, as a table",

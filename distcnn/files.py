@@ -1,4 +1,4 @@
-"""Files that either exist whole or do not exist."""
+"""Files that either exist whole or do not exist; and sizes in words."""
 
 from __future__ import annotations
 
@@ -39,3 +39,12 @@ def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def binary_size(number: float) -> str:
+    """A number of bytes in words: 512 B, 1.5 KiB, 120 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:,.0f} {unit}" if unit == "B" or number >= 100 else f"{number:,.1f} {unit}"

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
 from distcnn.build import Dataset
 from distcnn.config import TrainConfig
 from distcnn.data.order import EpochOrder, automatic_window
-from distcnn.models import build_model
 from distcnn.optim import build_schedule
+from distcnn.shapes import activation_bytes, meta_model
 
 SMALL_GPU_TILE = 32
 DECODE_PIXELS_PER_SECOND = 120e6  # one core, JPEG of 500x375 px; see benchmarks/
@@ -114,8 +112,7 @@ def memory(config: TrainConfig, dataset: Dataset, lanes: int) -> Memory:
 
     Raises UserError for a model that cannot be built or cannot take the images.
     """
-    with torch.device("meta"):
-        model = build_model(config.model, len(dataset.classes), dataset.size, config.run.seed)
+    model = meta_model(config.model, len(dataset.classes), dataset.size)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     every = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     waiting = lanes.bit_length() - 1 if config.run.reduction == "tree" else 0  # sums on the binary counter
@@ -128,28 +125,6 @@ def memory(config: TrainConfig, dataset: Dataset, lanes: int) -> Memory:
         averaged=every if config.optim.ema_decay else 0,
         activations=activation_bytes(model, config.optim.tile_size, dataset.size, config.run.mixed_precision != "no"),
     )
-
-
-def activation_bytes(model: nn.Module, tile: int, size: int, half: bool) -> int:
-    """Bytes that autograd keeps between forward and backward of (tile, 3, size, size) on a model on the meta device."""
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            width = 2 if half and tensor.is_floating_point() else tensor.element_size()
-            kept[storage._cdata] = (
-                storage.nbytes() // tensor.element_size() * width,
-                tensor,
-            )  # held: no id comes twice
-        return tensor
-
-    model.train()
-    images = torch.empty((tile, 3, size, size), device="meta").to(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(images).sum()
-    return sum(number for number, _ in kept.values())
 
 
 def learning_rates(config: TrainConfig, steps: int, points: int) -> list[tuple[int, float]]:

@@ -12,7 +12,8 @@ import torch
 from distcnn.build import Dataset, make_model, open_dataset
 from distcnn.config import TrainConfig, from_flat
 from distcnn.optim import build_optimizer
-from distcnn.plan import Cluster, activation_bytes, learning_rates, memory, problems, shares, train_seconds
+from distcnn.plan import Cluster, learning_rates, memory, problems, shares, train_seconds
+from distcnn.shapes import activation_bytes
 from distcnn.world import World
 from tests.support import ROOT, command, python
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from distcnn.config import TrainConfig, load_toml, take_config
 from distcnn.errors import EXIT_FAILED, UserError
+from distcnn.files import binary_size
 from distcnn.flags import parse as parse_flags
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> None:
     print(f", idle {part.idle:.0%}" if part.idle else "")
     last = f"{sum(part.last_step)} images, {_span(part.last_step)} a process"
     print(f"last step  {last} (a full one: {geometry.global_batch})")
-    print(f"shards     {_span(part.shards)} a process in an epoch; a node reads {_span(part.node_bytes, _bytes)}")
+    print(f"shards     {_span(part.shards)} a process in an epoch; a node reads {_span(part.node_bytes, binary_size)}")
 
 
 def _memory(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> list[Problem]:
@@ -113,10 +114,10 @@ def _memory(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> list[Pro
 
     need = plan.memory(config, dataset, max(plan.shares(config, dataset, cluster).lanes))
     parts = ("parameters", "gradients", "optimizer", "averaged", "activations")
-    listed = ", ".join(f"{name} {_bytes(getattr(need, name))}" for name in parts if getattr(need, name))
-    print(f"memory     about {_bytes(need.total)} a process: {listed}")
+    listed = ", ".join(f"{name} {binary_size(getattr(need, name))}" for name in parts if getattr(need, name))
+    print(f"memory     about {binary_size(need.total)} a process: {listed}")
     if cluster.gpu_bytes and need.total > 0.9 * cluster.gpu_bytes:
-        text = f"{_bytes(need.total)} a process on a GPU of {_bytes(cluster.gpu_bytes)}: lower --tile-size"
+        text = f"{binary_size(need.total)} a process on a GPU of {binary_size(cluster.gpu_bytes)}: lower --tile-size"
         return [plan.Problem(f"{text} and --global-batch-size in proportion")]
     return []
 
@@ -179,11 +180,3 @@ def _span(values: list[int], text: object = None) -> str:
 
 def _rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:,.0f} {unit}" if unit == "B" or number >= 100 else f"{number:,.1f} {unit}"
