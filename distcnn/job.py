@@ -28,9 +28,11 @@ from distcnn.heartbeat import clear as clear_heartbeats
 from distcnn.limits import refuse_what_is_not_finite
 from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
+from distcnn.outcome import forget_outcomes
 from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
-from distcnn.results import run_facts
+from distcnn.results import machine_facts, run_facts
 from distcnn.runfolder import LEDGER, QUARANTINE, RowFile, check_same_run, cut_rows, open_run, save_config
+from distcnn.sessions import SESSIONS, note_end, start_row
 from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
@@ -115,6 +117,7 @@ def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path |
         try:
             found, warnings = open_run(config)
             count_start(config.output, checkpoint.step_of(found) if found else 0)
+            note_end(config.output)
             clear_heartbeats(config.output)
             stop = clear_stop_file(config.output, torchrun_restarts())
             answer = {"path": str(found) if found else "", "warnings": warnings, "stop": stop}
@@ -249,8 +252,11 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
         )
     save_config(config)
     cut_rows(job.run / LEDGER, lambda row: row["epoch"] < job.position.epoch)
+    forget_outcomes(job.run, job.position)
+    facts = machine_facts(job)
+    job.append(SESSIONS, start_row(job.position.total, job.position.epoch, world.size, facts))
     wandb_id = checkpoint.load(resumed).state["wandb_id"] if resumed else ""
-    settings = flatten(config) | {"fingerprint": job.identity.fingerprint, "world_size": world.size}
+    settings = flatten(config) | facts | {"world_size": world.size, "classes": list(job.dataset.classes)}
     job.tracker = Tracker(job.run, config.run, settings, job.position, wandb_id, job.console.warn)
     parameters = sum(p.numel() for p in job.model.parameters())
     geometry, processes = config.geometry, "1 process" if world.size == 1 else f"{world.size} processes"

@@ -71,13 +71,20 @@ class Evaluation:
 
     def calibration_error(self) -> float:
         """Expected calibration error over 15 equal bins (Guo et al., "On calibration of modern networks", 2017)."""
+        bins = self.calibration_bins()
+        if not bins:
+            return math.nan
+        return math.fsum(abs(confidence - right) for _, confidence, right in bins) / max(self.samples, 1)
+
+    def calibration_bins(self) -> list[tuple[int, float, int]]:
+        """(samples, sum of confidences, right) of each of 15 equal bins; [] where a confidence is not a number."""
         confidence = self.rows[:, CONFIDENCE]
         if not np.isfinite(confidence).all():
-            return math.nan
+            return []
         bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         right = self.rows[:, PLACE] == 0
-        gaps = [abs(math.fsum(confidence[bins == b]) - int(right[bins == b].sum())) for b in range(CALIBRATION_BINS)]
-        return math.fsum(gaps) / max(self.samples, 1)
+        parts = [bins == number for number in range(CALIBRATION_BINS)]
+        return [(int(mine.sum()), math.fsum(confidence[mine]), int(right[mine].sum())) for mine in parts]
 
     def per_class(self) -> list[dict[str, Any]]:
         """Precision, recall, F1 (scikit-learn) and support of every class; 0 where a ratio is not defined."""

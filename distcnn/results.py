@@ -8,13 +8,18 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from distcnn import __version__, checkpoint
 from distcnn.config import flatten
 from distcnn.console import duration, percent
 from distcnn.errors import EXIT_PREEMPTED
 from distcnn.metrics import Evaluation
+from distcnn.outcome import FOLDER as OUTCOMES
+from distcnn.outcome import Outcome, outcome_of, write_outcome
 from distcnn.preempt import Preempted
 from distcnn.runfolder import RESULTS
+from distcnn.sessions import git_state
 
 if TYPE_CHECKING:
     from distcnn.job import Job
@@ -45,6 +50,33 @@ def run_facts(job: Job) -> dict[str, Any]:
         "world_size": job.runtime.world.size,
         "versions": versions(),
     }
+
+
+def machine_facts(job: Job) -> dict[str, Any]:
+    """What this process runs on, and with: data, network, device, versions, the commit of the code."""
+    gpu = job.runtime.device.type == "cuda"
+    return {
+        "fingerprint": job.identity.fingerprint,
+        "samples": {name: split.samples for name, split in job.dataset.manifest.splits.items()},
+        "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        "hardware": torch.cuda.get_device_name(job.runtime.device) if gpu else platform.machine(),
+        "compute_threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def keep_outcome(job: Job, evaluation: Evaluation, best: bool) -> None:
+    """Write what an evaluation found to the run folder; rank 0 does so. A full disk is a warning."""
+    try:
+        write_outcome(job.run, outcome_here(job, evaluation), best)
+    except OSError as error:
+        job.console.warn(f"{job.run / OUTCOMES} cannot be written ({error.strerror or error})")
+
+
+def outcome_here(job: Job, evaluation: Evaluation) -> Outcome:
+    """What is kept of an evaluation made at the job's position."""
+    return outcome_of(evaluation, job.config.data.val_split, job.position, job.val_loader.reader.keys)
 
 
 def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str, Any]:

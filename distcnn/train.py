@@ -37,7 +37,7 @@ from distcnn.memory import keep_freed_memory
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
 from distcnn.preempt import Preempted, StopRequest
-from distcnn.results import finish, report_known, report_stopped
+from distcnn.results import finish, keep_outcome, report_known, report_stopped
 from distcnn.runfolder import LEDGER
 from distcnn.starts import counted
 from distcnn.state import Ledger, Position
@@ -265,8 +265,11 @@ def evaluate_now(job: Job) -> Evaluation:
 def note_evaluation(job: Job, found: Evaluation) -> None:
     """Write the metrics, and note whether they are the best so far."""
     epoch, values = job.position.epoch - 1, found.summary()
-    if values["top1"] > job.best.get("top1", -1.0):
+    best = values["top1"] > job.best.get("top1", -1.0)
+    if best:
         job.best = {"epoch": epoch, "top1": values["top1"], "step": job.position.total}
+    if job.is_main:
+        keep_outcome(job, found, best)
     if job.tracker:
         job.tracker.log({**place(job.position), **{f"val/{name}": value for name, value in values.items()}})
     job.console.say(
