@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a CNN (what train.py does)",
     "evaluate": "exact metrics of a checkpoint; compare two",
     "predict": "classes of new images, as a table",
+    "explain": "why an image gets its class: filters, maps, Grad-CAM",
     "export": "a checkpoint as TorchScript, ONNX, exported program or safetensors",
     "verify": "prove on your own config that it is the same run",
     "plan": "see what a run will be on a cluster: shares, memory, time",
