@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "see a data set: classes, sizes, duplicates, leaks",
     "describe": "see a network: layers, parameters, receptive field",
     "train": "train a CNN (what train.py does)",
+    "report": "a page of a run, or of several side by side",
     "evaluate": "exact metrics of a checkpoint; compare two",
     "predict": "classes of new images, as a table",
     "explain": "why an image gets its class: filters, maps, Grad-CAM",

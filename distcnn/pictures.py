@@ -12,12 +12,12 @@ TILE = 72  # pixels of a picture's side on a sheet
 GAP = 4
 
 
-def tile(image: Image.Image) -> Image.Image:
-    """TILE x TILE: the middle square, small images enlarged without smoothing so that pixels stay pixels."""
+def tile(image: Image.Image, pixels: int = TILE) -> Image.Image:
+    """`pixels` x `pixels`: the middle square, small images enlarged without smoothing so that pixels stay pixels."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    method = Image.Resampling.LANCZOS if side > TILE else Image.Resampling.NEAREST
-    return image.resize((TILE, TILE), method, box=(left, top, left + side, top + side))
+    method = Image.Resampling.LANCZOS if side > pixels else Image.Resampling.NEAREST
+    return image.resize((pixels, pixels), method, box=(left, top, left + side, top + side))
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int = 0) -> str:
