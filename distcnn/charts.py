@@ -16,7 +16,7 @@ MAX_NUMBERS = 12  # classes up to which each cell of the matrix has its count
 
 def class_height(classes: int) -> float:
     """Inches of a chart with a line for each class."""
-    return 0.9 + 0.27 * min(classes, MAX_CLASSES)
+    return 0.9 + 0.27 * min(max(classes, 4), MAX_CLASSES)
 
 
 def confusion_height(classes: int) -> float:
@@ -40,7 +40,7 @@ def confusion(outcome: Outcome) -> Draw:
         axes.set_ylabel("true")
         if len(names) <= MAX_NUMBERS:
             for row, column in zip(*np.nonzero(matrix), strict=True):
-                ink = style.card if shares[row, column] > 0.5 else style.ink
+                ink = style.card if shares[row, column] > 0.65 else style.ink
                 text = f"{matrix[row, column]:,}"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8, zorder=3)
 
@@ -69,7 +69,7 @@ def class_bars(outcome: Outcome) -> Draw:
 
 def reliability(outcome: Outcome) -> Draw:
     """Accuracy against confidence (Guo et al., 2017): on the diagonal a model is as often right as it is sure."""
-    samples, confidence, right = np.array(outcome.bins, dtype=np.float64).reshape(-1, 3).T
+    samples, _, right = np.array(outcome.bins, dtype=np.float64).reshape(-1, 3).T
     edges = np.linspace(0, 1, len(samples) + 1)
     held = samples > 0
     accuracy = right[held] / samples[held]
@@ -77,11 +77,9 @@ def reliability(outcome: Outcome) -> Draw:
 
     def draw(axes: Any, style: Style) -> None:
         share = samples / max(samples.sum(), 1)
-        axes.stairs(share, edges, color=style.faint, fill=True, label="share of the samples")
         axes.bar(middle, accuracy, 0.8 * edges[1], color=style.color(0), alpha=0.75, label="right")
         axes.plot([0, 1], [0, 1], color=style.ink, linewidth=1, linestyle="--", label="as sure as right")
-        sure = confidence[held] / samples[held]
-        axes.plot(sure, accuracy, "o", color=style.color(1), markersize=4, label="mean confidence")
+        axes.stairs(share, edges, color=style.color(1), linewidth=1.8, label="share of samples")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("confidence")

@@ -19,7 +19,7 @@ from distcnn.outcome import FOLDER as OUTCOMES
 from distcnn.outcome import Outcome, outcome_of, write_outcome
 from distcnn.preempt import Preempted
 from distcnn.runfolder import RESULTS
-from distcnn.sessions import git_state
+from distcnn.sessions import git_state, processor
 
 if TYPE_CHECKING:
     from distcnn.job import Job
@@ -59,7 +59,7 @@ def machine_facts(job: Job) -> dict[str, Any]:
         "fingerprint": job.identity.fingerprint,
         "samples": {name: split.samples for name, split in job.dataset.manifest.splits.items()},
         "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
-        "hardware": torch.cuda.get_device_name(job.runtime.device) if gpu else platform.machine(),
+        "hardware": torch.cuda.get_device_name(job.runtime.device) if gpu else processor(),
         "compute_threads": torch.get_num_threads(),
         "versions": versions(),
         "git": git_state(),

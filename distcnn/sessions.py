@@ -1,12 +1,13 @@
 """logs/sessions.jsonl: when a run was started, where from, and how far it came, so that a page can say what was lost.
 
-Two kinds of rows: "start", and "end", which the next start writes from the heartbeats of the one before: a process that
-is killed writes nothing.
+Two kinds of rows: "start", and "end", which the next start writes from the heartbeats and metrics of the one before: a
+process that is killed writes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import platform
 import socket
 import subprocess
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distcnn.heartbeat import path_of, read_all
-from distcnn.runfolder import append_row, read_rows
+from distcnn.runfolder import METRICS, append_row, read_rows
 
 SESSIONS = "logs/sessions.jsonl"
 GIT_SECONDS = 10.0
@@ -77,13 +78,25 @@ def read_sessions(run: Path) -> list[Session]:
 
 
 def _last_sign(run: Path) -> tuple[float, int] | None:
-    """(when a rank last spoke, steps made by then) of the heartbeats that are there."""
+    """(when a rank last spoke, steps that are known to have been made by then), from heartbeats and metrics."""
     beats = read_all(run)
     if not beats:
         return None
+    steps = [beat.total for beat in beats]
+    steps += [int(row["step"]) for row in read_rows(run / METRICS)[-1:] if isinstance(row.get("step"), int)]
     with contextlib.suppress(OSError):
-        return max(path_of(run, beat.rank).stat().st_mtime for beat in beats), max(beat.total for beat in beats)
+        return max(path_of(run, beat.rank).stat().st_mtime for beat in beats), max(steps)
     return None
+
+
+def processor() -> str:
+    """What this machine calls its processor."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def git_state() -> dict[str, Any]:

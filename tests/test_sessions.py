@@ -9,7 +9,7 @@ import pytest
 
 from distcnn import sessions
 from distcnn.heartbeat import COMPUTE, ENDED, Beating, Pulse, clear
-from distcnn.runfolder import append_row
+from distcnn.runfolder import METRICS, append_row
 from distcnn.sessions import SESSIONS, git_state, note_end, read_sessions, start_row
 from distcnn.state import Position
 from distcnn.world import World
@@ -41,7 +41,8 @@ def test_what_was_lost_between_two_starts(run: Path) -> None:
     note_end(run)  # of a start that came to nothing
     clear(run)
     append_row(run / SESSIONS, start_row(10, 1, 4, {}))
-    beat(run, 30)
+    beat(run, 29)
+    append_row(run / METRICS, {"step": 30})  # heartbeats are a second old, rows are not
     first, second = read_sessions(run)
     assert (first.step, first.reached, first.world_size, first.facts) == (0, 18, 2, {"git": {"commit": "abc"}})
     assert (second.step, second.reached, second.epoch, second.world_size) == (10, 30, 1, 4)

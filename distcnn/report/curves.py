@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from distcnn.plotting import Draw, Plot, Style, drawable, plot
 from distcnn.report.gather import Numbers, RunFacts
@@ -13,7 +14,7 @@ from distcnn.report.gather import Numbers, RunFacts
 HEIGHT = 2.8  # inches
 MAX_POINTS = 600  # of a line; of more, neighbours are averaged
 PARTS_SHOWN = ("wait", "read", "decode", "resize", "collate", "transfer")
-LEAST_SHARE = 0.01  # parts below it in the mean are not drawn
+LEAST_SHARE = 0.002  # parts below it in the mean are not drawn
 
 
 def curves(runs: Sequence[RunFacts]) -> list[Plot]:
@@ -98,6 +99,9 @@ def _line(runs: Sequence[RunFacts], column: str, unit: str, log: bool = False, f
         axes.set_ylabel(unit)
         if log and all((run.series(column)[1] > 0).all() for run in runs):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         elif floor is not None:
             axes.set_ylim(bottom=floor)
 
@@ -111,7 +115,7 @@ def _shares(run: RunFacts, parts: Sequence[str]) -> Draw:
             color = style.color(PARTS_SHOWN.index(part))
             dashes = "--" if PARTS_SHOWN.index(part) >= len(style.series) else "-"
             axes.plot(*points, color=color, linewidth=1.4, linestyle=dashes, label=part, **_marks(points))
-        axes.set_ylabel("s / s")
+        axes.set_ylabel("s / s" if len(parts) > 1 else f"{parts[0]}, s / s")
         axes.set_ylim(bottom=0)
 
     return draw

@@ -21,6 +21,7 @@ from distcnn.report.summary import advice, commit_of, summary
 from distcnn.text import counted
 
 CONFUSED_SHOWN = 20
+CASES_SHOWN = 16
 MAX_CLASS_ROWS = 1000
 
 
@@ -93,9 +94,10 @@ def _differences(runs: Sequence[RunFacts]) -> str:
     return _words(("", *(text(run.name) for run in runs)), rows)
 
 
-def _plots(plots: Iterable[Plot]) -> str:
+def _plots(plots: Iterable[Plot], more: str = "") -> str:
+    """`more`: a further class of the style sheet."""
     drawn = "".join(map(figure, plots))
-    return f'<div class="plots">{drawn}</div>' if drawn else ""
+    return f'<div class="plots{more}">{drawn}</div>' if drawn else ""
 
 
 def _shares(runs: Sequence[RunFacts]) -> str:
@@ -123,16 +125,17 @@ def _evaluation(run: RunFacts) -> str:
     few = len(found.classes) <= charts.MAX_CLASSES
     height = charts.class_height(len(found.classes))
     bars = "Recall of each class" if few else f"Recall of the {charts.MAX_CLASSES} weakest classes"
-    plots = [plot(bars, bars, charts.class_bars(found), height)]
+    plots = []
     if few:
         title = "Confusion matrix: rows are true classes, colours their shares"
         plots.append(plot(title, title, charts.confusion(found), charts.confusion_height(len(found.classes))))
+    plots.append(plot(bars, bars, charts.class_bars(found), height))
     if found.bins:
         title = f"Reliability (expected calibration error {percent(found.summary['calibration_error'])})"
-        plots.append(plot(title, title, charts.reliability(found), 3.6))
+        plots.append(plot(title, title, charts.reliability(found), 3.2))
     images = counted(sum(count for _, _, count in found.counts), "image")
     what = f"After epoch {found.epoch}, on {images} of {text(found.split)}."
-    return f"<p>{what}</p>{_plots(plots)}{_confused(found)}{_class_table(found)}"
+    return f"<p>{what}</p>{_plots(plots, ' flow')}{_confused(found)}{_class_table(found)}"
 
 
 def _confused(found: Outcome) -> str:
@@ -176,8 +179,12 @@ def _cases(run: RunFacts) -> str:
             parts.append(f"<h3>{title}</h3><p>None.</p>")
             continue
         if pictures:
-            shown = "".join(_case(case, found, pictures) for case in cases)
-            parts.append(f'<h3>{title}</h3><div class="sheets cases">{shown}</div>')
+            shown = [_case(case, found, pictures) for case in cases]
+            first, more = ("".join(part) for part in (shown[:CASES_SHOWN], shown[CASES_SHOWN:]))
+            folded = (
+                _folded(f"{len(cases) - CASES_SHOWN} more", f'<div class="sheets cases">{more}</div>') if more else ""
+            )
+            parts.append(f'<h3>{title}</h3><div class="sheets cases">{first}</div>{folded}')
         else:
             parts.append(f"<h3>{title}</h3>{_case_table(cases, found)}")
     return "".join(parts)

@@ -15,7 +15,7 @@ POOR_CALIBRATION = 0.05
 
 def summary(run: RunFacts) -> dict[str, str]:
     """What it is -> its value, in the order in which it is shown. Only what is known."""
-    rows = {"state": run.status.state + (f" ({run.status.detail})" if run.status.detail else "")}
+    rows = {"state": run.status.state}
     rows |= _scores(run) | _progress(run) | _identity(run) | _history(run)
     return rows
 
