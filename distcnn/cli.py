@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from distcnn.errors import EXIT_USAGE, UserError, nearest
 from distcnn.world import read_world
 
-# command -> what it does. Each is a module distcnn.commands.<command> with `Options` (what the flags mean; imports
-# nothing heavy) and `run(options) -> exit code`.
+# command -> what it does. Each is a module distcnn.commands.<command> (tune-lr: tune_lr) with `Options` (what the flags
+# mean; imports nothing heavy) and `run(options) -> exit code`.
 COMMANDS = {
     "prepare": "make shards of images: folder, CSV, arrays, digits ...",
     "index": "make a data set of shards that others wrote",
@@ -25,6 +25,8 @@ COMMANDS = {
     "explain": "why an image gets its class: filters, maps, Grad-CAM",
     "export": "a checkpoint as TorchScript, ONNX, exported program or safetensors",
     "verify": "prove on your own config that it is the same run",
+    "tune-lr": "find a learning rate by a range test on your config",
+    "tune-tile": "measure speed and memory by tile size",
     "plan": "see what a run will be on a cluster: shares, memory, time",
     "doctor": "see whether this machine is ready",
     "status": "see how runs stand: live or dead, how far, until when",
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UserError(f"no command {name!r}{nearest(name, COMMANDS)} (distcnn --help lists them)")
-        command = importlib.import_module(f"distcnn.commands.{name}")
+        command = importlib.import_module(f"distcnn.commands.{name.replace('-', '_')}")
         flags = importlib.import_module("distcnn.flags")
         parse = getattr(command, "parse", None)  # a command with a way of its own, such as train's --config
         options = parse(rest) if parse else flags.parse(command.Options, rest, f"distcnn {name}", command.__doc__)

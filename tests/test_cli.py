@@ -38,7 +38,7 @@ def test_every_command_is_there_and_documented() -> None:
     import importlib
 
     for name in COMMANDS:
-        module = importlib.import_module(f"distcnn.commands.{name}")
+        module = importlib.import_module(f"distcnn.commands.{name.replace('-', '_')}")
         assert module.__doc__ and callable(module.run) and (hasattr(module, "Options") or callable(module.parse))
 
 
