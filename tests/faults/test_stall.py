@@ -18,7 +18,9 @@ def test_a_stopped_rank_is_named_by_the_others_which_end(images: Path, tmp_path:
     """Long before the collective operation's own time-out of 15 minutes."""
     run = tmp_path / "run"
     words = flags(images, run, "--stall-timeout", str(LIMIT))
-    with Ranks(tmp_path / "a", 3, words, {2: [("signal_self", {"step": 8, "number": int(signal.SIGSTOP)})]}) as ranks:
+    stop = [("signal_self", {"step": 8, "number": int(signal.SIGSTOP)})]
+    slow = [("slow_steps", {"seconds": 0.2})]  # so that heartbeats tell of steps before the eighth
+    with Ranks(tmp_path / "a", 3, words, {2: stop, -1: slow}) as ranks:
         ranks.processes[0].join(100)
         assert ranks.processes[0].exitcode == EXIT_FAILED
         ranks.processes[1].join(100)
