@@ -19,11 +19,19 @@ PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 Advance = Callable[[int, str], None]
 
 
+def rich_console(highlight: bool = False, **how: Any) -> RichConsole:
+    """rich's console, which takes stdout for a terminal only if it is one.
+
+    Notebooks set FORCE_COLOR, at which rich alone would draw live bars into their cells, as escape codes.
+    """
+    return RichConsole(highlight=highlight, force_terminal=None if sys.stdout.isatty() else False, **how)
+
+
 class Console:
     """Speaks on rank 0 only; other ranks have one that is silent (`speaks=False`)."""
 
     def __init__(self, speaks: bool, quiet: bool = False) -> None:
-        self._rich = RichConsole(highlight=False, soft_wrap=True, emoji=False)
+        self._rich = rich_console(soft_wrap=True, emoji=False)
         self._speaks, self._quiet = speaks, quiet
         self._log: Path | None = None
 

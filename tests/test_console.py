@@ -22,6 +22,18 @@ def test_what_is_said_is_plain_whatever_it_holds(tmp_path: Path, capsys: pytest.
     assert [line[20:] for line in log] == [UGLY, f"warning: {UGLY}", f"run: {UGLY}", f"{UGLY}: x"]
 
 
+def test_a_pipe_is_no_terminal_whatever_the_environment_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebooks set FORCE_COLOR for the commands in their cells."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = Console(speaks=True)
+    with console.progress("epoch 1/2", 3) as advance:
+        advance(3, "")
+    console.table("a", {"b": "c"})
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_quiet_says_warnings_only_and_other_ranks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for console in (Console(speaks=True, quiet=True), Console(speaks=False)):
         console.log_to(tmp_path / "log.txt")

@@ -23,9 +23,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Look at every image; print tables, write the page."""
-    from rich.console import Console as RichConsole
-
-    from distcnn.console import Console
+    from distcnn.console import Console, rich_console
     from distcnn.data.inspect.advice import advise
     from distcnn.data.inspect.facts import inspect_data_set
     from distcnn.data.inspect.page import page
@@ -43,7 +41,7 @@ def run(options: Options) -> int:
         raise UserError(f"--output {output} is a folder: give the name of a page, such as {output}/inspect.html")
     facts = inspect_data_set(root, manifest, options.workers, Console(speaks=True))
     advice = advise(facts)
-    print_tables(facts, advice, RichConsole(highlight=False))
+    print_tables(facts, advice, rich_console())
     text = page(facts, advice, plots(facts), Album(root, manifest, facts))
     try:
         write_atomically(output, text.encode("utf-8", "backslashreplace"))

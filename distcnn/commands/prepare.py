@@ -150,8 +150,7 @@ Chosen = Folder | Csv | Arrays | Idx | Digits | Torchvision | Parquet
 
 def run(options: Chosen) -> int:
     """Prepare, with progress; print a summary."""
-    from rich.console import Console
-
+    from distcnn.console import rich_console
     from distcnn.data.prepare.build import build
     from distcnn.data.prepare.display import Display, show
     from distcnn.data.prepare.pool import usable_cores, warm_up
@@ -160,7 +159,7 @@ def run(options: Chosen) -> int:
     if (options.workers or usable_cores()) > 1 and not isinstance(options, Digits):
         warm_up()
     source = _source(options)
-    console = Console()
+    console = rich_console(highlight=True)
     with Display(console) as display:
         outcome = build(source, options.output, settings, display.report, options.overwrite)
     show(outcome, str(options.output), console)
