@@ -50,11 +50,11 @@ def write(path: Path, data: bytes | str) -> Path:
     return path
 
 
-def class_folders(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+def class_folders(root: Path, counts: dict[str, int], seed: int = 0, width: int = 12, height: int = 8) -> Path:
     """<root>/<class>/<number>.jpg, all different."""
     for number, (name, count) in enumerate(counts.items()):
         for i in range(count):
-            write(root / name / f"{i:03d}.jpg", jpg(seed + 1000 * number + i))
+            write(root / name / f"{i:03d}.jpg", jpg(seed + 1000 * number + i, width, height))
     return root
 
 

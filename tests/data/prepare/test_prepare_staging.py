@@ -95,14 +95,14 @@ def start(folders: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_half_way_is_not_taken_for_a_set_and_can_be_repeated(tmp_path: Path, how: int) -> None:
-    folders = class_folders(tmp_path / "in", {"a": 1500, "b": 1500})
+    folders = class_folders(tmp_path / "in", {"a": 1000, "b": 1000}, width=200, height=200)  # seconds of work
     out = tmp_path / "out"
     flags = ("--workers", "2", "--shard-samples", "50", "--max-side", "7", "--format", "webp", "--val-fraction", "0.2")
     run = start(folders, out, *flags)
     wait_for(lambda: len(list((out / STAGING).glob("*.tar"))) >= 3)
     os.kill(run.pid, how)
     run.communicate(timeout=30)
-    assert run.returncode == (-how if how == signal.SIGKILL else 130)
+    assert run.returncode == (-how if how == signal.SIGKILL else 130), "perhaps it had ended before"
     assert not (out / MANIFEST_NAME).exists()
     assert not list(out.glob("*.tar"))
     if how == signal.SIGINT:
@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_half_way_is_not_taken_for_a_set_and_can_be_repeate
     again = start(folders, out, *flags)
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors
-    assert sum(split.samples for split in load_manifest(out).splits.values()) == 3000
+    assert sum(split.samples for split in load_manifest(out).splits.values()) == 2000
     build(
         from_folder(folders),
         tmp_path / "undisturbed",
