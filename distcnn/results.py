@@ -13,13 +13,16 @@ import torch
 from distcnn import __version__, checkpoint
 from distcnn.config import flatten
 from distcnn.console import duration, percent
+from distcnn.data.shards import SplitReader
 from distcnn.errors import EXIT_PREEMPTED
 from distcnn.metrics import Evaluation
 from distcnn.outcome import FOLDER as OUTCOMES
 from distcnn.outcome import Outcome, outcome_of, write_outcome
 from distcnn.preempt import Preempted
 from distcnn.runfolder import RESULTS
+from distcnn.samples import read_pictures
 from distcnn.sessions import git_state, processor
+from distcnn.tracking import Ending
 
 if TYPE_CHECKING:
     from distcnn.job import Job
@@ -104,9 +107,28 @@ def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str,
     if job.is_main:
         checkpoint.write_json(job.run / RESULTS, results)
         if job.tracker:
-            job.tracker.close({name: value for name, value in results.items() if isinstance(value, str | int | float)})
+            plain = {name: value for name, value in results.items() if isinstance(value, str | int | float)}
+            job.tracker.close(plain, _ending(job, evaluation))
     show(job, results, f"finished: {job.run}")
     return results
+
+
+def _ending(job: Job, evaluation: Evaluation) -> Ending:
+    """What W&B gets of a finished run besides its rows."""
+    reader = job.val_loader.reader
+    folder = job.run / checkpoint.FOLDER
+    manifest = job.dataset.manifest
+    return Ending(
+        outcome=outcome_here(job, evaluation),
+        pictures=lambda ids: read_pictures(reader, ids) if isinstance(reader, SplitReader) else {},
+        checkpoints={alias: folder / alias for alias in ("best", "latest") if (folder / alias).exists()},
+        dataset={
+            "name": manifest.name,
+            "fingerprint": job.identity.fingerprint,
+            "classes": list(manifest.classes),
+            "samples": {name: split.samples for name, split in manifest.splits.items()},
+        },
+    )
 
 
 def report_stopped(job: Job, request: Preempted, seconds: float) -> None:

@@ -1,21 +1,50 @@
-"""metrics.jsonl is the truth; Weights & Biases mirrors it, from a thread of its own that training never waits for."""
+"""metrics.jsonl is the truth; Weights & Biases mirrors it, from a thread of its own that training never waits for.
+
+W&B's own variables name what has no flag here: WANDB_TAGS, WANDB_RUN_GROUP, WANDB_NOTES, WANDB_ENTITY; and
+WANDB_LOG_MODEL=false keeps checkpoints here.
+"""
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distcnn.config import RunConfig
+from distcnn.data.decode import Pixels
+from distcnn.outcome import Case, Outcome
 from distcnn.runfolder import METRICS, RowFile, cut_rows
 from distcnn.state import Position
-from distcnn.world import wandb_key_present, wandb_url
+from distcnn.tensorboard import TensorBoardMirror
+from distcnn.text import shown
+from distcnn.world import (
+    keep_wandb_files_in,
+    tensorboard_wanted,
+    wandb_key_present,
+    wandb_run_id,
+    wandb_takes_models,
+    wandb_url,
+)
 
 FINISH_SECONDS = 60.0
 INIT_SECONDS = 30.0
 PROBE_SECONDS = 5.0
+STAGING = "wandb_files"  # in the run folder: what an offline run's tables and artifacts consist of
+MAX_CONFUSION = 100  # classes up to which W&B gets the confusion matrix: its table has a row for each cell
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a finished run hands to W&B besides its rows. `pictures` reads images of the evaluated split by id."""
+
+    outcome: Outcome
+    pictures: Callable[[Iterable[int]], Mapping[int, Pixels]] = lambda ids: {}
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)  # by what they are: best, latest
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # name, fingerprint, ...
 
 
 class Tracker:
@@ -32,6 +61,7 @@ class Tracker:
     ) -> None:
         self._rows = RowFile(run / METRICS, warn)
         cut_rows(run / METRICS, lambda row: (row["epoch"], row["step"]) <= (position.epoch, position.total))
+        self._board = TensorBoardMirror(run, settings, position, warn) if tensorboard_wanted() else None
         self._wandb = None
         if config.wandb_mode != "disabled":
             self._wandb = WandbMirror(run, config, settings, wandb_id, warn)
@@ -43,13 +73,17 @@ class Tracker:
     def log(self, row: Mapping[str, Any]) -> None:
         """Add a row; it has `step` and `samples_seen`."""
         self._rows.add(row)
+        if self._board:
+            self._board.add(row)
         if self._wandb:
             self._wandb.put(dict(row))
 
-    def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Hand the last rows to W&B and wait for it, but not for long."""
+    def close(self, summary: Mapping[str, Any] | None = None, ending: Ending | None = None) -> None:
+        """Hand the last rows, and of a finished run its ending, to the mirrors; wait for W&B, but not for long."""
+        if self._board:
+            self._board.close()
         if self._wandb:
-            self._wandb.close(dict(summary or {}))
+            self._wandb.close(dict(summary or {}), ending)
 
 
 class WandbMirror:
@@ -58,18 +92,19 @@ class WandbMirror:
     def __init__(
         self, run: Path, config: RunConfig, settings: Mapping[str, Any], wandb_id: str, warn: Callable[[str], None]
     ) -> None:
-        self.id = wandb_id or _new_id()
+        self.id = wandb_id or wandb_run_id() or _new_id()
         self._run, self._config, self._settings, self._warn = run, config, dict(settings), warn
         self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._summary: dict[str, Any] = {}
+        self._ending: Ending | None = None
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     def put(self, row: dict[str, Any]) -> None:
         self._rows.put(row)
 
-    def close(self, summary: dict[str, Any]) -> None:
-        self._summary = summary
+    def close(self, summary: dict[str, Any], ending: Ending | None = None) -> None:
+        self._summary, self._ending = summary, ending
         self._rows.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
@@ -82,13 +117,26 @@ class WandbMirror:
             tracked = self._begin()
             while (row := self._rows.get()) is not None:
                 tracked.log(row)
+            if self._ending:
+                self._end(tracked, self._ending)
             tracked.summary.update(self._summary)
             tracked.finish()
         except Exception as error:  # W&B is a mirror: nothing that happens there may end a training run
             self._warn(f"W&B stopped ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
 
+    def _end(self, tracked: Any, ending: Ending) -> None:
+        """Evaluation, samples worth a look, checkpoints. What fails here takes nothing else with it."""
+        import wandb
+
+        for part in (_log_evaluation, _log_samples, _log_artifacts):
+            try:
+                part(wandb, tracked, ending)
+            except Exception as error:
+                self._warn(f"W&B has not all of the run's end ({part.__name__}: {type(error).__name__}: {error})")
+
     def _begin(self) -> Any:
         """The W&B run; offline where online cannot be had, with a warning if there was reason to expect it."""
+        keep_wandb_files_in(self._run / STAGING)
         import wandb
 
         trouble = ""
@@ -122,6 +170,75 @@ class WandbMirror:
         tracked.define_metric("samples_seen")
         tracked.define_metric("*", step_metric="samples_seen")
         return tracked
+
+
+def _log_evaluation(wandb: Any, tracked: Any, ending: Ending) -> None:
+    """Confusion matrix, a table of the classes, reliability diagram, as W&B's own charts."""
+    found = ending.outcome
+    names = [shown(name) for name in found.classes]
+    scores = found.class_scores()
+    columns = ["class", "samples", "recall", "recall_low", "recall_high", "precision", "f1"]
+    rows = [
+        [name, score.samples, score.recall, *score.interval, score.precision, score.f1]
+        for name, score in zip(names, scores, strict=True)
+    ]
+    media = {"evaluation/classes": wandb.Table(columns=columns, data=rows)}
+    if found.bins:
+        bins = [[total / n, right / n, n] for n, total, right in found.bins if n]
+        table = wandb.Table(columns=["confidence", "right", "samples"], data=bins)
+        media["evaluation/reliability"] = wandb.plot.line(table, "confidence", "right", title="Reliability")
+    if len(names) <= MAX_CONFUSION:
+        pairs = [(label, predicted) for label, predicted, count in found.counts for _ in range(count)]
+        true, guessed = [label for label, _ in pairs], [predicted for _, predicted in pairs]
+        matrix = wandb.plot.confusion_matrix(y_true=true, preds=guessed, class_names=names, title="Confusion matrix")
+        media["evaluation/confusion"] = matrix
+    tracked.log({"samples_seen": found.samples_seen, **media})
+
+
+def _log_samples(wandb: Any, tracked: Any, ending: Ending) -> None:
+    """The most wrong and the least certain samples with their images."""
+    found = ending.outcome
+    pictures = ending.pictures([case.id for case in (*found.wrong, *found.unsure)])
+
+    def row(kind: str, case: Case) -> list[Any]:
+        image = wandb.Image(pictures[case.id]) if case.id in pictures else None
+        names = [
+            shown(text) for text in (case.shard, case.key, found.classes[case.label], found.classes[case.predicted])
+        ]
+        return [kind, image, *names, case.confidence, case.loss]
+
+    columns = ["kind", "image", "shard", "key", "label", "predicted", "confidence", "loss"]
+    rows = [row("most wrong", case) for case in found.wrong] + [row("least certain", case) for case in found.unsure]
+    if rows:
+        table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        tracked.log({"samples_seen": found.samples_seen, "evaluation/samples": table})
+
+
+def _log_artifacts(wandb: Any, tracked: Any, ending: Ending) -> None:
+    """The data set by its fingerprint (no image leaves this machine for it), and the checkpoints made of it."""
+    facts = {name: value for name, value in ending.dataset.items() if name != "name"}
+    name = _artifact_name(str(ending.dataset.get("name", "data")))
+    data = wandb.Artifact(name, type="dataset", metadata=facts)
+    with data.new_file("fingerprint.txt") as file:
+        file.write(f"{facts.get('fingerprint', '')}\n")
+    # Of an offline run W&B takes no inputs: there the data set stands among what it logged.
+    tracked.log_artifact(data) if tracked.offline else tracked.use_artifact(data)
+    if not wandb_takes_models():
+        return
+    aliases: dict[Path, list[str]] = {}
+    for alias, folder in sorted(ending.checkpoints.items()):  # best before latest: W&B calls the last one latest
+        aliases.setdefault(folder.resolve(), []).append(alias)
+    for folder, names in aliases.items():
+        about = {"dataset": name, "fingerprint": facts.get("fingerprint"), "checkpoint": folder.name}
+        model = wandb.Artifact(f"model-{tracked.id}", type="model", metadata=about)
+        for path in sorted(folder.iterdir()):
+            model.add_file(str(path), policy="immutable", skip_cache=True)
+        tracked.log_artifact(model, aliases=names)
+
+
+def _artifact_name(name: str) -> str:
+    """A name as W&B allows it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:100] or "data"
 
 
 def unreachable(url: str) -> str:

@@ -132,6 +132,31 @@ def wandb_url(environ: Mapping[str, str] | None = None) -> str:
     return (os.environ if environ is None else environ).get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
+def wandb_run_id(environ: Mapping[str, str] | None = None) -> str:
+    """The id that a sweep's agent, or a person, wants the run to have; "" if none."""
+    return (os.environ if environ is None else environ).get("WANDB_RUN_ID", "")
+
+
+def keep_wandb_files_in(folder: Path) -> None:
+    """Let W&B stage the files of tables and artifacts in `folder`, unless WANDB_DATA_DIR names a place already.
+
+    Else they go to the home folder, where those of an offline run stay for ever and are missed on another machine.
+    """
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute()))
+
+
+def wandb_takes_models(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether checkpoints go to W&B at the end of a run; WANDB_LOG_MODEL=false keeps them here."""
+    value = (os.environ if environ is None else environ).get("WANDB_LOG_MODEL", "")
+    return value.lower() not in ("false", "0", "no")
+
+
+def tensorboard_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether metrics go to TensorBoard, too: DISTCNN_TENSORBOARD=1."""
+    value = (os.environ if environ is None else environ).get("DISTCNN_TENSORBOARD", "")
+    return value.lower() not in ("", "false", "0", "no")
+
+
 def wandb_key_present(environ: Mapping[str, str] | None = None) -> bool:
     """Whether W&B could log in without asking: a key in the environment, or an entry in ~/.netrc."""
     env = os.environ if environ is None else environ

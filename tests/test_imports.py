@@ -51,6 +51,7 @@ LEVELS = [
         "outcome",
         "samples",
         "charts",
+        "tensorboard",
     },
     {"evaluate", "results", "blackbox", "limits", "job", "train", "replay"},
     {"classifier", "predict", "scoring", "export", "explain"},

@@ -166,6 +166,16 @@ def test_wandb_without_a_key_is_a_mirror_of_metrics_jsonl(doors: dict[str, Start
     assert wandb_file.rows(records) == read_rows(run / "metrics.jsonl")
     summary = wandb_file.summary(records)
     assert summary["status"] == "complete" and summary["val/top1"] > 0.9
+    ending = {"evaluation/classes", "evaluation/reliability_table", "evaluation/confusion_table", "evaluation/samples"}
+    assert ending <= wandb_file.media(records)
+    (data,) = wandb_file.artifacts(records, "dataset")
+    models = wandb_file.artifacts(records, "model")
+    assert {alias for model in models for alias in model.aliases} == {"best", "latest"}
+    for model in models:
+        assert json.loads(model.metadata)["fingerprint"] == json.loads(data.metadata)["fingerprint"]
+        files = {entry.path: Path(entry.local_path) for entry in model.manifest.contents}
+        assert "model.safetensors" in files and all(file.is_file() for file in files.values())
+    assert not (doors["python train.py"].folder / ".local").exists(), "nothing stays in the home folder"
     (latest,) = {checkpoint.load(run / "checkpoints" / "latest").state["wandb_id"]}
     assert folder.name.endswith(latest)
 

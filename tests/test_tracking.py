@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distcnn.config import RunConfig
+from distcnn.metrics import wilson
 from distcnn.runfolder import append_row, read_rows
 from distcnn.state import Position
 from distcnn.tracking import Tracker
@@ -89,3 +91,88 @@ def test_wandb_that_fails_is_one_warning_and_nothing_else(tmp_path: Path) -> Non
     *warnings, run_id = done.out.splitlines()
     assert done.code == 0 and run_id == "abc" and read_rows(tmp_path / "run" / "metrics.jsonl") == ROWS
     assert len(warnings) == 1 and warnings[0].startswith("W&B stopped ("), done.out + done.err
+
+
+# The end of a run. Prints the id, then what went wrong.
+END = """
+import sys
+from pathlib import Path
+import numpy as np
+from distcnn.config import RunConfig
+from distcnn.outcome import Case, Outcome
+from distcnn.state import Position
+from distcnn.tracking import Ending, Tracker
+cases = [Case(n, "s.tar", "k\\udcff", n % 2, 1 - n % 2, 0.5 + n / 10, float(n)) for n in range(3)]
+outcome = Outcome(
+    "val", 1, 10, 640, ("<b>", "\\udc80"), {}, ((0, 0, 5), (0, 1, 2), (1, 0, 3)), ((0, 0.0, 0), (10, 7.5, 5)),
+    tuple(cases), tuple(cases[:1]),
+)
+def pictures(ids):
+    if sys.argv[1] == "fail":
+        raise OSError("the set is gone")
+    return {0: np.zeros((4, 5, 3), np.uint8), 1: np.full((4, 5, 3), 200, np.uint8)}
+folder = Path("run") / "step_1"
+folder.mkdir(exist_ok=True)
+(folder / "model.safetensors").write_bytes(b"weights")
+dataset = {"name": "a b/<c>", "fingerprint": "f00d", "classes": ["<b>"]}
+config = RunConfig(wandb_mode="offline")
+tracker = Tracker(Path("run"), config, {}, Position(), "", print)
+tracker.log({"step": 10, "epoch": 1, "samples_seen": 640, "val/top1": 0.5})
+tracker.close({"status": "complete"}, Ending(outcome, pictures, {"latest": folder, "best": folder}, dataset))
+print(tracker.wandb_id)
+"""
+
+
+def ended(folder: Path, how: str, **environment: str) -> tuple[list[str], list[Any]]:
+    """(what was printed, the records) of a run that ends."""
+    (folder / "run").mkdir()
+    done = command(python("-c", END, how), folder, HOME=str(folder / "home"), **environment)
+    assert done.code == 0, done.err
+    (offline,) = (folder / "run" / "wandb").glob("offline-run-*")
+    return done.out.splitlines(), wandb_file.records(offline)
+
+
+def test_the_end_of_a_run_in_wandb(tmp_path: Path) -> None:
+    names = {"WANDB_TAGS": "a,b", "WANDB_RUN_GROUP": "g", "WANDB_NOTES": "n", "WANDB_RUN_ID": "of-a-sweep"}
+    said, records = ended(tmp_path, "well", **names)
+    assert said == ["of-a-sweep"]
+    run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (list(run.tags), run.run_group, run.notes, run.run_id) == (["a", "b"], "g", "n", "of-a-sweep")
+    assert [row["samples_seen"] for row in wandb_file.rows(records)] == [640]
+    tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in tmp_path.rglob("*.table.json")}
+    assert (
+        set(tables)
+        == {"classes", "reliability", "confusion", "samples"}
+        <= {name.removeprefix(wandb_file.ENDING).removesuffix("_table") for name in wandb_file.media(records)}
+    )
+    low, high = wilson(5, 7)
+    assert tables["classes"]["data"] == [
+        ["<b>", 7, 5 / 7, low, high, 5 / 8, 2 / 3],
+        ["\\udc80", 3, 0, 0, wilson(0, 3)[1], 0, 0],
+    ]
+    assert tables["reliability"]["data"] == [[0.75, 0.5, 10]], "empty bins have no confidence"
+    counts = {(row[0], row[1]): row[2] for row in tables["confusion"]["data"]}
+    assert counts == {("<b>", "<b>"): 5, ("<b>", "\\udc80"): 2, ("\\udc80", "<b>"): 3, ("\\udc80", "\\udc80"): 0}
+    rows = tables["samples"]["data"]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("most wrong", "Image"),
+        ("most wrong", "Image"),
+        ("most wrong", None),  # it could not be read
+        ("least certain", "Image"),
+    ]
+    assert rows[1][2:] == ["s.tar", "k\\udcff", "\\udc80", "<b>", 0.6, 1.0]
+    (data,) = wandb_file.artifacts(records, "dataset")
+    assert data.name == "a-b--c-" and json.loads(data.metadata) == {"fingerprint": "f00d", "classes": ["<b>"]}
+    assert [entry.path for entry in data.manifest.contents] == ["fingerprint.txt"]
+    (model,) = wandb_file.artifacts(records, "model")
+    assert model.name == "model-of-a-sweep" and set(model.aliases) == {"best", "latest"}
+    assert [entry.path for entry in model.manifest.contents] == ["model.safetensors"]
+    assert not (tmp_path / "home" / ".local").exists()
+
+
+def test_what_fails_at_the_end_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    said, records = ended(tmp_path, "fail", WANDB_LOG_MODEL="false")
+    assert len(said) == 2 and "W&B has not all of the run's end" in said[0] and "the set is gone" in said[0]
+    assert wandb_file.summary(records)["status"] == "complete"
+    assert "evaluation/classes" in wandb_file.media(records) and wandb_file.artifacts(records, "dataset")
+    assert not wandb_file.artifacts(records, "model"), "WANDB_LOG_MODEL=false keeps checkpoints here"

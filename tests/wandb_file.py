@@ -9,6 +9,7 @@ from typing import Any
 
 BLOCK, HEADER = 32768, 7  # bytes; the file begins with a header of as many bytes as a chunk's
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+ENDING = "evaluation/"
 
 
 def chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -43,7 +44,22 @@ def records(folder: Path) -> list[Any]:
 
 
 def rows(found: list[Any]) -> list[dict[str, Any]]:
-    """The rows logged, without W&B's own columns."""
+    """The rows logged, without W&B's own columns and without what comes at the end of a run (see `media`)."""
+    return [row for row in _history(found) if not any(name.startswith(ENDING) for name in row)]
+
+
+def media(found: list[Any]) -> set[str]:
+    """The names of the tables and charts logged at the end of a run."""
+    return {name.partition(".")[0] for row in _history(found) for name in row if name.startswith(ENDING)}
+
+
+def artifacts(found: list[Any], kind: str) -> list[Any]:
+    """The artifacts of a type, in the order in which they were logged."""
+    records = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
+    return [artifact for artifact in records if artifact.type == kind]
+
+
+def _history(found: list[Any]) -> list[dict[str, Any]]:
     out = []
     for record in found:
         if record.WhichOneof("record_type") == "history":
