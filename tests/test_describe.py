@@ -89,6 +89,29 @@ def test_a_receptive_field_is_what_gradients_reach(model: ModelConfig, layer: st
     assert row.field == reached(build_plain(model, 5, size), layer, size) < size
 
 
+def test_dilation_counts_and_the_longer_of_two_paths() -> None:
+    """3 px with dilation 2: 5; stride 2 on it: 7; then 3 px with dilation 3 at a jump of 2: 7 + 12."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.long = nn.Sequential(
+                nn.Conv2d(3, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, 2), nn.Conv2d(2, 2, 3, dilation=3)
+            )
+            self.short = nn.Conv2d(3, 2, 1)
+            self.end = nn.Conv2d(2, 2, (1, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            deep = self.long(x)
+            side = deep.shape[-1]
+            joined: torch.Tensor = self.end(self.short(x)[:, :, :side, :side] + deep)
+            return joined.mean((2, 3))
+
+    found = layer_shapes(Two().to("meta"), 2, 40)
+    assert [row.field for row in found] == [5, 7, 19, 1, 19 + 2 * 2]
+    assert [row.kind for row in found][:2] == ["conv 3x3 dilation 2", "conv 3x3 /2"]
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("cnn", 8), ("resnet18", 33), ("mobilenet_v3_small", 64), ("vit_b_16", 224)]
 )
