@@ -123,15 +123,20 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file, [] if there is none. A last line cut by a kill is left out."""
+    """The whole lines of a .jsonl file, [] if there is none. A last line cut by a kill is left out, as is all that
+    follows a line that is no object.
+    """
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 

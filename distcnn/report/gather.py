@@ -119,11 +119,11 @@ def gather(folders: Sequence[Path], data: Path | None = None) -> list[RunFacts]:
 
     Raises UserError for a folder that holds no run.
     """
-    resolved = [folder.absolute() for folder in folders]
+    resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
         raise UserError("the same run folder is named twice")
     unique = len({folder.name for folder in resolved}) == len(resolved)
-    return [_facts(folder, folder.absolute().name if unique else str(folder), data) for folder in folders]
+    return [_facts(folder, folder.resolve().name if unique else str(folder), data) for folder in folders]
 
 
 def _facts(folder: Path, name: str, data: Path | None) -> RunFacts:
@@ -141,7 +141,7 @@ def _facts(folder: Path, name: str, data: Path | None) -> RunFacts:
         folder=folder,
         config=config,
         status=look(folder),
-        rows=[row for row in rows if isinstance(row, dict) and _is_number(row.get("samples_seen"))],
+        rows=[row for row in rows if _is_number(row.get("samples_seen"))],
         results=_json(folder / RESULTS),
         state=state,
         sessions=sessions,
