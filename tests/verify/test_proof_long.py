@@ -1,4 +1,4 @@
-"""The proof at more length, left out unless asked for: `pytest -m slow tests/verify`. Some minutes on two cores."""
+"""The proof at more length, left out unless asked for: `pytest -m long tests/verify`. Some minutes on two cores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG: dict[str, Any] = RESNET | {"global_batch_size": 32, "tile_size": 4, "epoch
 TWELVE: dict[str, Any] = LONG | {"global_batch_size": 48, "epochs": 2}  # 12 lanes, for 3 processes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resnet18_at_32_px(tmp_path: Path) -> None:
     """24 steps at 1, 2, 4 and 8 processes; 12 lanes on 3 processes."""
     base = base_config(make_stripes(tmp_path / "stripes", 180, 60, side=32))
