@@ -114,6 +114,17 @@ def test_the_smallest_tile_that_is_fast_enough(speeds: list[float], chosen: int 
     assert (found.tile if found else None) == chosen
 
 
+def test_a_machine_that_does_something_else_is_noticed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from distcnn.commands.tune_tile import _advise
+
+    for spread, said in ((0.1, False), (0.9, True)):
+        rows = [Measured(1, 2, 10.0, 0, 0.0), Measured(2, 1, 20.0, 0, spread)]
+        _advise(rows, rows[1], TrainConfig())
+        assert ("took up to 90% longer" in capsys.readouterr().out) == said
+
+
 def test_out_of_memory_is_a_row_and_no_end(stripes_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(stripes_set)
     dataset = open_dataset(config, World())

@@ -80,8 +80,14 @@ def _print_row(row: Measured) -> None:
 
 
 def _advise(rows: Sequence[Measured], chosen: Measured | None, config: TrainConfig) -> None:
-    from distcnn.tune.tile import RULE
+    from distcnn.tune.tile import NOISY, RULE
 
+    worst = max(row.spread for row in rows)
+    if worst > NOISY:
+        print(
+            f"warning: steps that are the same took up to {worst:.0%} longer than the fastest: something else uses"
+            " this machine, measure again when it is idle"
+        )
     if chosen is None:
         print("suggested  none: not even a tile of 1 fits into memory; a smaller --image-size or --model would")
         return

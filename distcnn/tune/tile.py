@@ -24,6 +24,7 @@ from distcnn.world import World
 ENOUGH = 0.9  # of the best speed
 RULE = f"the smallest tile with {ENOUGH:.0%} of the best speed: smaller ones leave more lanes, that is processes"
 MIN_ROUNDS = 3
+NOISY = 0.5  # a spread above which something else must be using the machine
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Measured:
     lanes: int
     images_per_second: float
     memory_bytes: int
+    spread: float = 0.0  # by how much of it the median round took longer than the fastest
 
 
 def tile_sizes(batch: int) -> list[int]:
@@ -68,8 +70,8 @@ def suggest(rows: Sequence[Measured]) -> Measured | None:
     return next((row for row in rows if row.images_per_second >= ENOUGH * best > 0), None)
 
 
-def _measure(job: Job, seconds: float) -> tuple[float, int]:
-    """(images a second in the fastest round, so that what else the machine does counts little; peak bytes)."""
+def _measure(job: Job, seconds: float) -> tuple[float, int, float]:
+    """(images a second in the fastest round, so that what else the machine does counts little; peak bytes; spread)."""
     tiles = _first_tiles(job)
     if job.runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -83,7 +85,8 @@ def _measure(job: Job, seconds: float) -> tuple[float, int]:
         rounds.append(_seconds(job, part))
         if time.perf_counter() - begun > 3 * seconds:
             break
-    return images / min(rounds), _peak_bytes(job)
+    fastest = min(rounds)
+    return images / fastest, _peak_bytes(job), sorted(rounds)[len(rounds) // 2] / fastest - 1
 
 
 def _seconds(job: Job, tiles: list[Tile]) -> float:
