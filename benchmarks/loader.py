@@ -5,10 +5,8 @@
 Ready to train on: float32, normalised, NCHW in channels_last, a batch at a time. The folders' names choose the
 workload (see WORKLOADS); images are put into tar shards first, the peers read the files. Files lie in the page cache.
 
-The ceiling is a bare pool of threads that only decodes the same bytes from memory with the same decoder. Each contender
-is a process of its own that waits for its turn; each run goes round all of them, so that they share what else the
-machine does, and each takes a second to warm up before it is timed. CPU is the processor time that an image took, over
-all threads and worker processes: it says more than the rate does where the machine is busy.
+The ceiling is a bare pool of threads that only decodes the same bytes from memory with the same decoder. The contenders
+take turns: see contest.py.
 
     python benchmarks/loader.py FOLDER --python       # processor time beyond decoding and scaling, and a profile
 """
@@ -17,21 +15,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import statistics
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contest import Contender, contest, report
 
 SHARD_SAMPLES = 2000
 SUFFIXES = (".jpg", ".jpeg")
@@ -169,6 +165,25 @@ def cached(files: list[Path], root: Path, work: Workload, threads: int) -> Itera
     return ours(files, root, work, threads, prefetch=1, cache=True)
 
 
+def stream(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    """--loader stream: webdataset's pipeline and worker processes behind the same interface."""
+    import torch
+
+    from distcnn.data.loader import training_requests
+    from distcnn.data.order import EpochOrder, Geometry
+    from distcnn.data.stream import Stream, StreamLoader
+
+    plain, augment = make_ours(root, work, 1, 0, False)
+    shards = tuple(str(path) for path in sorted(root.glob("*.tar")))
+    loader = StreamLoader(Stream(shards, len(files), 2, SEED, 0), plain.view, threads)
+    device = torch.device("cpu")
+    geometry = Geometry(work.batch, work.batch)
+    while True:
+        for tiles in loader.steps(training_requests(EpochOrder(plain.reader.counts, geometry, SEED, 0), range(1))):
+            for tile in tiles:
+                yield len(augment(tile, device, train=True)[0])
+
+
 def torchvision_v2(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
     """torchvision's decoder and its transforms v2 on uint8, in worker processes of PyTorch's DataLoader."""
     import torch
@@ -212,85 +227,27 @@ def torchvision_v2(files: list[Path], root: Path, work: Workload, threads: int) 
             yield len(x_NCHW.contiguous(memory_format=torch.channels_last))
 
 
-Contender = Callable[[list[Path], Path, Workload, int], Iterator[int]]
 CONTENDERS: dict[str, Contender] = {
     "ceiling": ceiling,
     "ceiling, in place": ceiling_in_place,
     "distcnn": ours,
     "distcnn, cache host": cached,
+    "distcnn, stream": stream,
     "torchvision v2": torchvision_v2,
 }
-
-
-Results = dict[str, list[tuple[float, float]]]  # (images a second, CPU microseconds an image) of each run
-
-
-def processor_seconds() -> float:
-    """Of this process, and of the workers it has."""
-    import psutil
-
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
-
-
-def serve(pipe: Connection, name: str, files: list[Path], root: Path, work: Workload, threads: int) -> None:
-    """Run for the seconds that come through the pipe; answer (images a second, CPU microseconds an image)."""
-    batches = CONTENDERS[name](files, root, work, threads)
-    while True:
-        seconds = pipe.recv()
-        if not seconds:
-            return
-        for warm_up, duration in ((True, 1.0), (False, seconds)):
-            images, busy, started = 0, processor_seconds(), time.perf_counter()
-            fills = warm_up and "cache" in name
-            while (fills and images < len(files)) or time.perf_counter() - started < duration:
-                images += next(batches)
-        elapsed = time.perf_counter() - started
-        pipe.send((images / elapsed, (processor_seconds() - busy) / images * 1e6))
 
 
 def compare(folder: Path, work: Workload, runs: int, seconds: float, threads: int, only: list[str]) -> None:
     files = image_files(folder, work.limit)
     names = [name for name in CONTENDERS if (name in only or not only) and (work.crop == "pad" or "cache" not in name)]
-    context = get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_shards(files, root)
-        pipes, processes = {}, []
-        for name in names:
-            pipes[name], other = context.Pipe()
-            processes.append(context.Process(target=serve, args=(other, name, files, root, work, threads)))
-            processes[-1].start()
-            other.close()  # so that the end of a contender is seen here
-        results: Results = {name: [] for name in names}
-        for _ in range(runs):
-            for name in names:
-                pipes[name].send(seconds)
-                results[name].append(pipes[name].recv())
-        for name in names:
-            pipes[name].send(0)
-        for process in processes:
-            process.join()
-    report(folder.name, work, results, len(files), threads)
-
-
-def report(
-    title: str, work: Workload, results: dict[str, list[tuple[float, float]]], images: int, threads: int
-) -> None:
-    load = os.getloadavg()[0]
-    print(
-        f"\n{title}: {images} images, {work.crop} {work.side} + flip, batch {work.batch}, {threads} threads or workers"
-    )
-    print(f"medians of {len(next(iter(results.values())))} runs; load average {load:.1f} on {os.cpu_count()} cores")
-    top = statistics.median(rate for rate, _ in results["ceiling"]) if "ceiling" in results else 0.0
-    print(f"{'':<22}{'images/s':>10}{'lowest':>10}{'highest':>10}{'of ceiling':>12}{'CPU us':>9}")
-    for name, rows in results.items():
-        rates = [rate for rate, _ in rows]
-        rate, busy = statistics.median(rates), statistics.median(cpu for _, cpu in rows)
-        share = f"{rate / top:.0%}" if top else ""
-        print(f"{name:<22}{rate:>10,.0f}{min(rates):>10,.0f}{max(rates):>10,.0f}{share:>12}{busy:>9.1f}")
-    sys.stdout.flush()
+        chosen = {name: CONTENDERS[name] for name in names}
+        fills = {"distcnn, cache host": len(files)}
+        results = contest(chosen, (files, root, work, threads), runs, seconds, fills)
+    shape = f"{work.crop} {work.side} + flip, batch {work.batch}, {threads} threads or workers"
+    report(f"{folder.name}: {len(files)} images, {shape}", results, "ceiling")
 
 
 def python_time(folder: Path, work: Workload) -> None:

@@ -88,7 +88,7 @@ def _watched(model: nn.Module, calls: list[tuple[str, nn.Module, tuple[float, fl
     handles = [
         module.register_forward_hook(lambda module, inputs, output, name=name: note(name, module, output))
         for name, module in model.named_modules()
-        if not next(module.children(), None)
+        if next(module.children(), None) is None
     ]
     try:
         yield
