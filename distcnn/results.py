@@ -180,6 +180,6 @@ def show(job: Job, results: dict[str, Any], title: str) -> None:
         "speed": f"{results['images_per_second']:,.0f} images/s",
         "wall time": duration(results["wall_seconds"]),
         "run": str(job.run),
-        "try next": "train.py --model resnet18 --epochs 5, torchrun --nproc-per-node=2 train.py, distcnn --help",
+        "try next": f"distcnn report {job.run}, torchrun --nproc-per-node=2 train.py, distcnn --help",
     }
     job.console.table(title, rows)

@@ -95,12 +95,13 @@ def test_wandb_that_fails_is_one_warning_and_nothing_else(tmp_path: Path) -> Non
 
 # The end of a run. Prints the id, then what went wrong.
 END = """
-import sys
+import sys, time
 from pathlib import Path
 import numpy as np
 from distcnn.config import RunConfig
 from distcnn.outcome import Case, Outcome
 from distcnn.state import Position
+from distcnn import tracking
 from distcnn.tracking import Ending, Tracker
 cases = [Case(n, "s.tar", "k\\udcff", n % 2, 1 - n % 2, 0.5 + n / 10, float(n)) for n in range(3)]
 outcome = Outcome(
@@ -108,6 +109,8 @@ outcome = Outcome(
     tuple(cases), tuple(cases[:1]),
 )
 def pictures(ids):
+    if sys.argv[1] == "hang":
+        time.sleep(3600)
     if sys.argv[1] == "fail":
         raise OSError("the set is gone")
     return {0: np.zeros((4, 5, 3), np.uint8), 1: np.full((4, 5, 3), 200, np.uint8)}
@@ -116,6 +119,8 @@ folder.mkdir(exist_ok=True)
 (folder / "model.safetensors").write_bytes(b"weights")
 dataset = {"name": "a b/<c>", "fingerprint": "f00d", "classes": ["<b>"]}
 config = RunConfig(wandb_mode="offline")
+if sys.argv[1] == "hang":
+    tracking.FINISH_SECONDS = 10
 tracker = Tracker(Path("run"), config, {}, Position(), "", print)
 tracker.log({"step": 10, "epoch": 1, "samples_seen": 640, "val/top1": 0.5})
 tracker.close({"status": "complete"}, Ending(outcome, pictures, {"latest": folder, "best": folder}, dataset))
@@ -176,3 +181,9 @@ def test_what_fails_at_the_end_takes_nothing_else_with_it(tmp_path: Path) -> Non
     assert wandb_file.summary(records)["status"] == "complete"
     assert "evaluation/classes" in wandb_file.media(records) and wandb_file.artifacts(records, "dataset")
     assert not wandb_file.artifacts(records, "model"), "WANDB_LOG_MODEL=false keeps checkpoints here"
+
+
+def test_an_end_that_hangs_is_left_behind(tmp_path: Path) -> None:
+    said, records = ended(tmp_path, "hang")
+    assert len(said) == 2 and said[0].startswith("W&B did not finish within 10 s; 'wandb sync ")
+    assert [row["val/top1"] for row in wandb_file.rows(records)] == [0.5], "the rows are safe"

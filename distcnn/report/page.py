@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
@@ -112,9 +113,23 @@ def _shares(runs: Sequence[RunFacts]) -> str:
     ]
     return (
         table(("loading, in the mean", *parts), rows)
+        + "".join(map(_slowest, runs))
         + "<p>wait: the training loop waited for data. read, decode and resize are summed over the threads that do them"
         " and lie within wait where nothing is loaded ahead; what is left of the time is the network and the sums over"
         " processes.</p>"
+    )
+
+
+def _slowest(run: RunFacts) -> str:
+    """Which rank the others waited for most often."""
+    ranks = run.series("perf/slowest_rank")[1].astype(int).tolist()
+    if not ranks:
+        return ""
+    rank, times = Counter(ranks).most_common(1)[0]
+    its, others = (run.series(f"perf/{name}_step_seconds")[1] for name in ("slowest", "other"))
+    return (
+        f"<p>{text(run.name)}: rank {rank} was the slowest in {percent(times / len(ranks))} of the rows; the slowest"
+        f" took {its.mean():.3f} s a step by itself in the mean, the median of the others {others.mean():.3f} s.</p>"
     )
 
 
@@ -200,18 +215,21 @@ def _case(case: Case, found: Outcome, pictures: Mapping[int, Image.Image]) -> st
     )
 
 
-def _case_table(cases: Iterable[Case], found: Outcome) -> str:
+def _case_table(cases: Sequence[Case], found: Outcome) -> str:
+    """The cases by name, where there are no pictures of them."""
     rows = [
         (
-            f"{text(case.shard)}, {text(case.key)}",
             text(found.classes[case.label]),
             text(found.classes[case.predicted]),
             percent(case.confidence),
             f"{case.loss:.2f}",
+            f"{text(case.shard)}, {text(case.key)}",
         )
         for case in cases
     ]
-    return table(("sample", "is", "taken for", "confidence", "loss"), rows, 3)
+    headers = ("is", "taken for", "confidence", "loss", "sample")
+    shown, more = (table(headers, part, 2) for part in (rows[:CASES_SHOWN], rows[CASES_SHOWN:]))
+    return shown + (_folded(f"{len(rows) - CASES_SHOWN} more", more) if len(rows) > CASES_SHOWN else "")
 
 
 def _batch(run: RunFacts) -> str:
