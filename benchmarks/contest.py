@@ -1,9 +1,9 @@
 """Contenders that take turns: each is a process of its own, so that none disturbs another or profits from it.
 
 A contender is a generator of the number of images that it has just done, endless. It runs for some seconds when its
-turn comes, after a second to warm up; each round goes round all of them, so that they share what else the machine does. CPU
-is the processor time that an image took over all threads and worker processes: it says more than the rate does where
-the machine is busy.
+turn comes, after a second to warm up; each round goes round all of them, so that they share what else the machine
+does. CPU is the processor time that an image took over all threads and worker processes: it says more than the rate
+does where the machine is busy.
 """
 
 from __future__ import annotations
