@@ -48,9 +48,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     by_class = np.arange(SAMPLES) * CLASSES // SAMPLES
     geometry = Geometry(asked.batch, asked.tile)
-    print(
-        f"{SAMPLES} samples, {SHARDS} shards, {geometry.lanes} lanes; automatic window {automatic_window(counts)} shards"
-    )
+    print(f"{SAMPLES} samples, {SHARDS} shards, {geometry.lanes} lanes; automatic window: {automatic_window(counts)}")
     print(f"{'shards':<10}{'window':>8}{'distance':>10}{'classes':>9}{'company':>9}{'s':>7}")
     for name, classes in (("sorted", by_class), ("shuffled", rng.permutation(by_class))):
         full = quality(rng.permutation(SAMPLES)[: asked.steps * asked.batch], classes, asked.batch)
