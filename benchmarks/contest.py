@@ -62,14 +62,20 @@ def contest(
         processes[-1].start()
         other.close()  # so that the end of a contender is seen here
     results: Results = {name: [] for name in contenders}
-    for _ in range(runs):
-        for name in contenders:
-            pipes[name].send(seconds)
-            results[name].append(pipes[name].recv())
-    for pipe in pipes.values():
-        pipe.send(0)
-    for process in processes:
-        process.join()
+    try:
+        for _ in range(runs):
+            for name in contenders:
+                pipes[name].send(seconds)
+                results[name].append(pipes[name].recv())
+        for pipe in pipes.values():
+            pipe.send(0)
+    except BaseException:
+        for process in processes:
+            process.terminate()  # one has failed: the others wait for their turn
+        raise
+    finally:
+        for process in processes:
+            process.join()
     return results
 
 

@@ -13,6 +13,7 @@ promises.
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import time
 import zlib
@@ -225,26 +226,51 @@ def _pack(made: list[_Sample | Failure]) -> Block:
     return Block(images, labels, failures)
 
 
+@dataclass(frozen=True)
+class _OwnSeed:
+    """A seed of this worker of this rank: with few shards, all of them read the same ones, and must differ in the rest.
+
+    A class, since worker processes that are not forked get it pickled.
+    """
+
+    stream: Stream
+
+    def __call__(self) -> int:
+        worker = torch.utils.data.get_worker_info()
+        return (self.stream.seed + 10_000 * self.stream.rank + (worker.id if worker else 0)) % 2**63
+
+
+def _shuffled(seed: _OwnSeed, samples: Iterator[Any]) -> Iterator[Any]:
+    import webdataset as wds
+
+    made: Iterator[Any] = wds.shuffle(SHUFFLED, seed=seed())(samples)
+    return made
+
+
+def _cut(view: View, classes: int, seed: _OwnSeed, samples: Iterator[Any]) -> Iterator[Any]:
+    return _Cut(view, classes, seed())(samples)
+
+
+def pipeline(stream: Stream, view: View) -> Iterable[Block]:
+    """What each worker process runs. It can be pickled, for processes that are not forked."""
+    import webdataset as wds
+
+    seed = _OwnSeed(stream)
+    made: Iterable[Block] = wds.DataPipeline(
+        wds.ResampledShards(list(stream.shards), worker_seed=seed, deterministic=True),
+        _members,
+        functools.partial(_shuffled, seed),
+        functools.partial(_cut, view, stream.classes, seed),
+        wds.batched(BLOCK, collation_fn=_pack),
+    )
+    return made
+
+
 def _endless(stream: Stream, view: View, workers: int) -> Generator[Block, None, None]:
     """Blocks of samples of the worker processes, for ever."""
     import webdataset as wds
 
-    def own_seed() -> int:
-        """Of this worker of this rank: with few shards, all of them read the same ones, and must differ in the rest."""
-        worker = torch.utils.data.get_worker_info()
-        return (stream.seed + 10_000 * stream.rank + (worker.id if worker else 0)) % 2**63
-
-    def shuffled(samples: Iterator[Any]) -> Iterator[Any]:
-        made: Iterator[Any] = wds.shuffle(SHUFFLED, seed=own_seed())(samples)
-        return made
-
-    made = wds.DataPipeline(
-        wds.ResampledShards(list(stream.shards), worker_seed=own_seed, deterministic=True),
-        _members,
-        shuffled,
-        lambda samples: _Cut(view, stream.classes, own_seed())(samples),
-        wds.batched(BLOCK, collation_fn=_pack),
-    )
+    made = pipeline(stream, view)
     loader = wds.WebLoader(made, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
     while True:
         yield from loader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from distcnn.data.decode import decode
 from distcnn.data.loader import Tile, training_requests
 from distcnn.data.manifest import Manifest, save_manifest
 from distcnn.data.order import EpochOrder, Geometry
-from distcnn.data.stream import ExactSource, Stream, StreamLoader, stream_shards
+from distcnn.data.stream import ExactSource, Stream, StreamLoader, pipeline, stream_shards
 from distcnn.data.views import View
 from distcnn.errors import DataError, UserError
 from distcnn.train import train
@@ -103,6 +104,13 @@ def test_more_ranks_than_shards_make_equal_steps(root: Path, workers: int) -> No
             assert (tile.weights == 1).all() and ((tile.labels >= 0) & (tile.labels < CLASSES)).all()
     assert {len(count) for count in counts} == {6}
     assert sum(map(sum, counts)) == samples
+
+
+def test_workers_need_not_be_forked(root: Path) -> None:
+    """From Python 3.14 on worker processes are started anew, and get the pipeline pickled."""
+    made = pipeline(stream_of(root, 20), VIEW)
+    first, again = (next(iter(each)) for each in (made, pickle.loads(pickle.dumps(made))))
+    assert torch.equal(first.images, again.images) and first.labels.tolist() == again.labels.tolist()
 
 
 def test_images_and_labels_belong_together(root: Path) -> None:
