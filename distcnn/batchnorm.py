@@ -17,6 +17,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distcnn.errors import UserError
 
 
 class TileBatchNorm2d(nn.BatchNorm2d):
@@ -79,11 +82,41 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+class _Activated(nn.BatchNorm2d):
+    """Batch norm and the activation behind it in one layer, as timm builds them (BatchNormAct2d)."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) -> the same shape."""
+        output: torch.Tensor = self.act(self.drop(super().forward(input)))
+        return output
+
+
+class ActivatedTileBatchNorm2d(_Activated, TileBatchNorm2d):
+    """A TileBatchNorm2d with its activation."""
+
+
+class ActivatedSyncBatchNorm2d(_Activated, SyncBatchNorm2d):
+    """A SyncBatchNorm2d with its activation."""
+
+
+class ActivatedFrozenBatchNorm2d(_Activated, FrozenBatchNorm2d):
+    """A FrozenBatchNorm2d with its activation."""
+
+
 KINDS: dict[str, type[nn.BatchNorm2d]] = {
     "tile": TileBatchNorm2d,
     "sync": SyncBatchNorm2d,
     "frozen": FrozenBatchNorm2d,
 }
+ACTIVATED_KINDS: dict[str, type[nn.BatchNorm2d]] = {
+    "tile": ActivatedTileBatchNorm2d,
+    "sync": ActivatedSyncBatchNorm2d,
+    "frozen": ActivatedFrozenBatchNorm2d,
+}
+_CONVERTED = (TileBatchNorm2d, FrozenBatchNorm2d)
 
 
 def convert(
@@ -91,19 +124,23 @@ def convert(
 ) -> nn.Module:
     """Turn every BatchNorm2d of `model` into the tile, sync or frozen kind, in place: same tensors, same names.
 
-    `sum_over_ranks` is what sync uses: a differentiable sum of a vector over the processes.
+    `sum_over_ranks` is what sync uses: a differentiable sum of a vector over the processes. What has been converted
+    stays as it is. Raises UserError for a kind of batch norm whose statistics would depend on the processes.
     """
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+    for name, module in model.named_modules():
+        kinds = KINDS if type(module) is nn.BatchNorm2d else ACTIVATED_KINDS
+        if type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d":
             if not module.track_running_stats or module.momentum is None:
                 raise ValueError(
                     "batch norm without running statistics, or with a cumulative average, is not supported"
                 )
-            module.__class__ = KINDS[kind]
+            module.__class__ = kinds[kind]
             if isinstance(module, TileBatchNorm2d):
                 module.prepare()
             if isinstance(module, SyncBatchNorm2d):
                 module.sum_over_ranks, module.counts = sum_over_ranks, True
+        elif isinstance(module, _BatchNorm) and not isinstance(module, _CONVERTED):
+            raise UserError(f"the network's layer {name} is a {type(module).__name__}, which distcnn does not train")
     return model
 
 

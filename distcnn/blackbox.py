@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from distcnn.augment import Augment
-from distcnn.build import Dataset, make_augment, make_loader, make_model
+from distcnn.build import Dataset, make_augment, make_loader, make_loss, make_model
 from distcnn.checkpoint import FOLDER as CHECKPOINTS
 from distcnn.config import TrainConfig, to_toml
 from distcnn.data.loader import Loader, Tile, training_requests
@@ -90,6 +90,7 @@ class Workbench:
     """What computes the tiles of a step a second time, apart from the run."""
 
     config: TrainConfig
+    dataset: Dataset
     model: nn.Module
     loader: Loader
     augment: Augment
@@ -105,7 +106,8 @@ class Workbench:
         model.load_state_dict(weights)
         loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
         order = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
-        return Workbench(config, model.to(device).train(), loader, make_augment(config, dataset), order, device)
+        augment = make_augment(config, dataset)
+        return Workbench(config, dataset, model.to(device).train(), loader, augment, order, device)
 
     def tiles(self, step: int, lanes: Iterable[int]) -> list[Tile]:
         """The tiles of some lanes at a step, decoded anew."""
@@ -119,7 +121,8 @@ class Workbench:
         torch.manual_seed(forward_seed(config.run.seed, tile.request))
         precision = config.run.mixed_precision
         autocast = torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "no")
-        return examine(self.model, x_NCHW, targets, config.optim.label_smoothing, samples, autocast)
+        criterion = make_loss(config, self.dataset, self.device)
+        return examine(self.model, x_NCHW, targets, criterion, samples, autocast)
 
     def samples(self, tile: Tile) -> Iterator[dict[str, Any]]:
         """Each sample by name."""

@@ -16,9 +16,11 @@ from distcnn.config import DataConfig, TrainConfig, augmentations
 from distcnn.data.loader import Loader
 from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from distcnn.data.shards import SplitReader
-from distcnn.data.views import View
+from distcnn.data.views import ProgressiveView, View
 from distcnn.errors import DataError, UserError
+from distcnn.losses import Loss, balanced_weights
 from distcnn.models import build_model
+from distcnn.pretrained import normalisation_of
 from distcnn.world import World
 
 CACHE_BYTES = 1 << 30
@@ -65,9 +67,15 @@ def open_dataset(config: TrainConfig, world: World) -> Dataset:
     uniform = manifest.image.uniform
     own = uniform[0] if uniform and uniform[0] == uniform[1] else 0
     size = data.image_size or own or DEFAULT_SIZE
+    return Dataset(data.data, manifest, size, *_normalisation(config, manifest))
+
+
+def _normalisation(config: TrainConfig, manifest: Manifest) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std): what pretrained weights were trained with, ImageNet's for a file of them; else the set's own."""
+    if config.model.pretrained:
+        return normalisation_of(Path(config.model.pretrained)) or (IMAGENET_MEAN, IMAGENET_STD)
     known = bool(manifest.image.mean) and min(manifest.image.std) > 0
-    mean, std = (manifest.image.mean, manifest.image.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
-    return Dataset(data.data, manifest, size, mean, std)
+    return (manifest.image.mean, manifest.image.std) if known else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _prepare_digits(root: Path, world: World) -> None:
@@ -96,6 +104,8 @@ def make_view(config: TrainConfig, dataset: Dataset, train: bool) -> View:
             f" {'of different sizes' if uniform is None else f'{uniform[1]}x{uniform[0]}'}:"
             " leave --crop out, or give their --image-size"
         )
+    if train and config.data.progressive:
+        return ProgressiveView.of(config.data.progressive, config.optim.epochs, config.data.crop_scale)
     if train and (crop == "random-resized" or not fits):
         return View(dataset.size, "random-resized", config.data.crop_scale)
     return View(dataset.size, "none" if fits else "center")
@@ -125,6 +135,8 @@ def make_training_loader(config: TrainConfig, dataset: Dataset, world: World, th
         return make_loader(config, dataset, data.train_split, True, threads, gpu)
     from distcnn.data.stream import Stream, StreamLoader, stream_shards
 
+    if data.progressive:
+        raise UserError("--progressive needs --loader exact")
     shards = stream_shards(data.train_split, dataset.root, dataset.manifest, data.allow_pipe)
     split = dataset.manifest.splits.get(data.train_split)
     samples = data.stream_samples or (split.samples if split else 0)
@@ -136,7 +148,7 @@ def make_augment(config: TrainConfig, dataset: Dataset) -> Augment:
     """What happens to tiles on the device."""
     data, extra = config.data, augmentations(config.data)
     fits = dataset.manifest.image.uniform == (dataset.size, dataset.size)
-    shifts = data.crop in ("pad", "translate") or (data.crop == "auto" and fits)
+    shifts = data.crop in ("pad", "translate") or (data.crop == "auto" and fits and not data.progressive)
     by_default: Literal["none", "random"] = "none" if dataset.manifest.image.grayscale else "random"
     return Augment(
         dataset.mean,
@@ -159,6 +171,19 @@ def make_model(
 ) -> nn.Module:
     """The model for the data set's classes and size, initialised by the seed alone."""
     return build_model(config.model, len(dataset.classes), dataset.size, config.run.seed, sum_over_ranks)
+
+
+def make_loss(config: TrainConfig, dataset: Dataset, device: torch.device) -> Loss:
+    """The training loss. Raises UserError where classes are to be balanced and their numbers are not known."""
+    data, optim = config.data, config.optim
+    weights = None
+    if optim.balance != "none":
+        if data.loader == "stream":
+            raise UserError("--balance needs --loader exact: of a stream nobody knows how many images a class has")
+        counts = dataset.manifest.split(data.train_split).class_counts
+        values = balanced_weights(counts, 1.0 if optim.balance == "inverse" else 0.5)
+        weights = torch.tensor(values, dtype=torch.float32, device=device)
+    return Loss(optim.loss, optim.label_smoothing, weights)
 
 
 def compute_threads(config: TrainConfig, dataset: Dataset, world: World, cores: int) -> int:

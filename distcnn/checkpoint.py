@@ -229,7 +229,7 @@ def load(path: Path) -> Checkpoint:
             path=path,
             model=safetensors.torch.load_file(path / "model.safetensors"),
             ema=safetensors.torch.load_file(ema) if ema.exists() else None,
-            trainer=_load_trainer(path / "trainer.pt"),
+            trainer=load_tensors(path / "trainer.pt"),
             state=json.loads((path / "state.json").read_text(encoding="utf-8")),
         )
     except (pickle.UnpicklingError, RuntimeError, safetensors.SafetensorError, ValueError) as error:
@@ -237,16 +237,15 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path} was not written by this program: {reason}") from error
 
 
-def _load_trainer(file: Path) -> dict[str, Any]:
-    """The optimizer's part, without running anything in it. Raises ValueError for a zip bomb."""
+def load_tensors(file: Path) -> Any:
+    """What torch.save has written, without running anything in it. Raises ValueError for a zip bomb."""
     data = io.BytesIO(file.read_bytes())
     if zipfile.is_zipfile(data):
         with zipfile.ZipFile(data) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError(f"{file.name} is compressed, as torch never writes it")
     data.seek(0)
-    found: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
-    return found
+    return torch.load(data, map_location="cpu", weights_only=True)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -263,6 +262,19 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
             return path, complaints
         complaints.append(wrong)
     return None, complaints
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder, given one, a link to one, or a run folder (then its best, else its latest).
+
+    Raises UserError that says what is there instead.
+    """
+    for folder in (path, path / FOLDER / "best", path / FOLDER / "latest"):
+        if (folder / "state.json").is_file():
+            return folder.resolve()
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}: give a folder such as runs/x/checkpoints/best, or the run folder")
+    raise UserError(f"{path} holds no checkpoint (no state.json in it, nor in checkpoints/best or checkpoints/latest)")
 
 
 def _sync_file(path: Path) -> None:

@@ -20,12 +20,12 @@ from torch import nn
 
 from distcnn import checkpoint
 from distcnn.augment import Augment
+from distcnn.checkpoint import find_checkpoint as find_checkpoint
 from distcnn.config import from_flat
 from distcnn.data.loader import Loader, TileRequest
 from distcnn.data.order import Ids, evaluation_tiles
 from distcnn.data.readers import FileReader, Reader
 from distcnn.data.views import View
-from distcnn.errors import UserError
 from distcnn.models import build_plain
 
 BATCH = 64
@@ -112,19 +112,6 @@ class Classifier:
                 yield tile.request.ids, logits_NK, [reasons.get(name, "") for name in names] or [""] * len(logits_NK)
         finally:
             loader.close()
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder, given one, a link to one, or a run folder (then its best, else its latest).
-
-    Raises UserError that says what is there instead.
-    """
-    for folder in (path, path / checkpoint.FOLDER / "best", path / checkpoint.FOLDER / "latest"):
-        if (folder / "state.json").is_file():
-            return folder.resolve()
-    if not path.exists():
-        raise UserError(f"no checkpoint {path}: give a folder such as runs/x/checkpoints/best, or the run folder")
-    raise UserError(f"{path} holds no checkpoint (no state.json in it, nor in checkpoints/best or checkpoints/latest)")
 
 
 def load_model(path: str | Path, ema: bool = True, device: str = "cpu") -> Classifier:

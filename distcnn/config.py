@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distcnn.data.order import Geometry
+from distcnn.demands import augmentation_of, demands
 from distcnn.errors import UserError, nearest
 
 
@@ -33,6 +33,9 @@ class DataConfig:
     """Split to evaluate on."""
     image_size: int = 0
     """Side of the square model input in pixels. 0: the images' own size where all have the same, else 224."""
+    progressive: tuple[int, ...] = ()
+    """Train at these sides in pixels, each for an equal share of the epochs, such as 96 112 128; evaluate at
+    --image-size. Small images first are faster, and often no worse."""
     crop: Literal["auto", "none", "pad", "translate", "random-resized"] = "auto"
     """Training crop. pad: shifted over a black border; translate: over a mirrored one.
     auto: pad where all images have the input size already, else random-resized."""
@@ -61,26 +64,9 @@ class DataConfig:
     More mix sets sorted by class better; fewer keep less of a remote set at hand."""
 
 
-AUGMENTATIONS = "trivial-augment, color-jitter=0..1, erasing=0..1 (probability), cutout=1..1024 (pixels)"
-_LARGEST = {"color-jitter": 1.0, "erasing": 1.0, "cutout": 1024.0}
-
-
-def _augmentation(word: str) -> tuple[str, float] | None:
-    """(name, value) of a word of --augment; None if it is not one."""
-    name, equals, text = word.partition("=")
-    if name == "trivial-augment":
-        return None if equals else (name, 1.0)
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    whole = name != "cutout" or value.is_integer()
-    return (name, value) if 0 < value <= _LARGEST.get(name, 0.0) and whole else None
-
-
 def augmentations(data: DataConfig) -> dict[str, float]:
     """The words of --augment: value by name, 1 for trivial-augment. Checked when the config was made."""
-    return dict(pair for pair in map(_augmentation, data.augment) if pair)
+    return dict(pair for pair in map(augmentation_of, data.augment) if pair)
 
 
 @dataclass(frozen=True)
@@ -88,13 +74,18 @@ class ModelConfig:
     """The network. Sizes of `cnn` are set here; torchvision's classification models go by name."""
 
     model: str = "cnn"
-    """cnn, or a torchvision classification model such as resnet18."""
+    """cnn; resnet9 or airbench, fast ones for small images; a torchvision model such as resnet18; timm:NAME."""
+    pretrained: str = ""
+    """Begin with the weights of a run folder, checkpoint, .safetensors or .pth file; with other classes, a new head."""
+    freeze: Literal["none", "backbone"] = "none"
+    """backbone: with --pretrained, train the last layer only."""
     channels: tuple[int, ...] = (32, 64)
-    """cnn: output channels of each convolution block; each is followed by pooling."""
+    """cnn: output channels of each convolution block; each is followed by pooling. resnet9 takes four numbers,
+    airbench three (by default 64 128 256 512, and 64 256 256)."""
     kernel_size: int = 3
     """cnn: side of the convolution kernels (odd)."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """cnn: activation function."""
+    """cnn, resnet9: activation function."""
     norm: Literal["batch", "none"] = "batch"
     """cnn: batch norm after each convolution, or none."""
     pooling: Literal["max", "avg", "stride"] = "max"
@@ -102,7 +93,9 @@ class ModelConfig:
     hidden: int = 128
     """cnn: units of the hidden linear layer. 0: none."""
     dropout: float = 0.0
-    """cnn: dropout before the last layer."""
+    """cnn, resnet9: dropout before the last layer."""
+    blur_pool: bool = False
+    """Blur before every convolution with a stride, for invariance to shifts."""
     stem: Literal["auto", "imagenet", "small"] = "auto"
     """torchvision ResNets: 7x7 stride 2 + pooling, or 3x3 stride 1. auto: small below 64 px."""
     batch_norm: Literal["tile", "sync", "frozen"] = "tile"
@@ -120,18 +113,26 @@ class OptimConfig:
     """Samples in a step, over all processes (B)."""
     tile_size: int = 8
     """Samples that one forward pass sees (m). B / m is the largest number of processes."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    """sgd (Nesterov momentum) or adamw."""
+    optimizer: Literal["sgd", "adamw", "lamb", "muon"] = "adamw"
+    """sgd (Nesterov momentum); adamw; lamb, for large batches; muon: orthogonal steps for convolutions, adamw for the
+    rest, at adamw's rates."""
     lr: float = 3e-3
     """Peak learning rate."""
+    layer_decay: float = 1.0
+    """Fine-tuning: the learning rate of each block is this times that of the block behind it."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd and muon."""
     weight_decay: float = 0.01
     """Weight decay; not applied to biases and norms."""
     warmup_epochs: float = 1.0
-    """Linear warm-up from 0, in epochs."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up (to 0, or stays)."""
+    """Warm-up in epochs: linear from 0; of one-cycle the whole rise, in a cosine from 1/25."""
+    schedule: Literal["cosine", "linear", "constant", "step", "one-cycle"] = "cosine"
+    """How the learning rate falls after the warm-up: to 0; not at all; step: to a tenth after each third of the run;
+    one-cycle: in a cosine to 1/250,000."""
+    loss: Literal["ce", "bce"] = "ce"
+    """Cross entropy; bce: binary cross entropy of each class, in which both labels of a mixed image count as true."""
+    balance: Literal["none", "sqrt", "inverse"] = "none"
+    """Weight of a class in the loss: one over the number of its images, or over the root of that."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     mixup: float = 0.0
@@ -142,6 +143,10 @@ class OptimConfig:
     """Decay per step of the averaged weights, which are then the ones evaluated. 0: off."""
     clip_grad_norm: float = 0.0
     """Largest gradient norm. 0: not clipped."""
+    patience: int = 0
+    """End the run after so many evaluations without a better top-1. 0: never."""
+    tta: Literal["none", "flip"] = "none"
+    """flip: evaluate the mean of each image and its mirror image."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,12 @@ class RunConfig:
     """W&B project."""
     wandb_name: str = ""
     """W&B run name. Empty: the run folder's name."""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags of the run, such as baseline 8-gpus. Empty: those of WANDB_TAGS."""
+    wandb_group: str = ""
+    """W&B group of runs, such as the seeds of one setting. Empty: WANDB_RUN_GROUP."""
+    wandb_notes: str = ""
+    """What the run is about, for its W&B page. Empty: WANDB_NOTES."""
     quiet: bool = False
     """Print warnings and errors only."""
 
@@ -198,7 +209,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        for ok, flag, demand in _demands(self):
+        for ok, flag, demand in demands(self, flatten(self)):
             if not ok:
                 raise UserError(f"--{flag.replace('_', '-')} {_flat_text(self, flag)}: {demand}")
 
@@ -209,70 +220,18 @@ class TrainConfig:
     @property
     def output(self) -> Path:
         """The run folder."""
-        name = f"{self.data.data.resolve().name}-{self.model.model}-seed{self.run.seed}"
+        model = self.model.model.replace(":", "-").replace("/", "-")
+        name = f"{self.data.data.resolve().name}-{model}-seed{self.run.seed}"
         return Path(self.run.output) if self.run.output else Path("runs") / name
 
 
 # What may differ between a run and its resumption: none of it changes the trajectory (threads change the last bits).
 FREE_ON_RESUME = frozenset(
     {"output", "resume", "device", "compile", "threads", "decode_threads", "cache", "data", "val_split", "quiet"}
-    | {"checkpoint_minutes", "time_limit", "stall_timeout"}
+    | {"checkpoint_minutes", "time_limit", "stall_timeout", "patience", "tta"}
     | {"eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "wandb_mode", "wandb_project", "wandb_name"}
+    | {"wandb_tags", "wandb_group", "wandb_notes"}
 )
-
-ALPHAS = (0.01, 4.0)  # beyond them nothing or everything is mixed, and draws from Beta by rejection take very long
-
-
-def _demands(config: TrainConfig) -> Iterator[tuple[bool, str, str]]:
-    """(holds, flag, what is demanded) for every value that has limits."""
-    data, model, optim, run = config.data, config.model, config.optim, config.run
-    for name, value in flatten(config).items():
-        text = value if isinstance(value, str) else ""
-        yield text == text.encode("utf-8", "ignore").decode(), name, "must be UTF-8 text"
-    batch, tile = optim.global_batch_size, optim.tile_size
-    yield data.image_size >= 0, "image_size", "pixels, 0 for the data's own size"
-    yield data.crop_padding >= -1, "crop_padding", "pixels, -1 for an eighth of the side"
-    yield 0 < data.crop_scale <= 1, "crop_scale", "must be in (0, 1]"
-    wrong = next((word for word in data.augment if _augmentation(word) is None), None)
-    yield wrong is None, "augment", f"{wrong!r} is none of {AUGMENTATIONS}"
-    once = len({word.partition("=")[0] for word in data.augment}) == len(data.augment)
-    yield once, "augment", "each of them once"
-    exact = data.loader == "exact"
-    yield not (exact and data.allow_pipe), "allow_pipe", "--loader stream only"
-    yield not (exact and data.stream_samples), "stream_samples", "--loader stream only"
-    yield data.stream_samples >= 0, "stream_samples", "must be >= 0 (0: as many as the split has)"
-    yield data.decode_threads >= 0, "decode_threads", "must be >= 0 (0: automatic)"
-    yield data.window_shards >= 0, "window_shards", "must be >= 0 (0: automatic)"
-    yield bool(model.model), "model", "name a model: cnn, resnet18, ..."
-    yield len(model.channels) > 0 and min(model.channels) > 0, "channels", "one or more positive numbers"
-    yield model.kernel_size >= 1 and model.kernel_size % 2 == 1, "kernel_size", "must be odd and positive"
-    yield model.hidden >= 0, "hidden", "must be >= 0"
-    yield 0 <= model.dropout < 1, "dropout", "must be in [0, 1)"
-    yield optim.epochs >= 1, "epochs", "must be >= 1"
-    yield batch >= 1, "global_batch_size", "must be >= 1"
-    yield tile >= 1, "tile_size", "must be >= 1"
-    below = f", {max(batch // tile, 1) * tile}" if tile >= 1 else ""
-    yield batch % max(tile, 1) == 0, "global_batch_size", f"must be a multiple of --tile-size {tile}{below} for example"
-    yield 0 < optim.lr < float("inf"), "lr", "must be positive"
-    yield 0 <= optim.momentum < 1, "momentum", "must be in [0, 1)"
-    yield 0 <= optim.weight_decay < float("inf"), "weight_decay", "must be >= 0"
-    yield 0 <= optim.warmup_epochs <= optim.epochs, "warmup_epochs", f"must be between 0 and --epochs {optim.epochs}"
-    yield 0 <= optim.label_smoothing < 1, "label_smoothing", "must be in [0, 1)"
-    for name, alpha in (("mixup", optim.mixup), ("cutmix", optim.cutmix)):
-        yield alpha == 0 or ALPHAS[0] <= alpha <= ALPHAS[1], name, f"0 (off), or {ALPHAS[0]} to {ALPHAS[1]}"
-    yield 0 <= optim.ema_decay < 1, "ema_decay", "must be in [0, 1)"
-    yield 0 <= optim.clip_grad_norm < float("inf"), "clip_grad_norm", "must be >= 0 (0: not clipped)"
-    yield 0 <= run.seed < 2**63, "seed", "must be in [0, 2**63)"
-    yield run.threads >= 0, "threads", "must be >= 0 (0: automatic)"
-    yield run.eval_every >= 1, "eval_every", "must be >= 1"
-    yield run.log_every >= 1, "log_every", "must be >= 1"
-    yield run.checkpoint_every >= 0, "checkpoint_every", "must be >= 0 (0: at epoch ends only)"
-    yield run.checkpoint_minutes >= 0, "checkpoint_minutes", "must be >= 0 (0: not by time)"
-    yield run.time_limit >= 0, "time_limit", "minutes, 0 for none"
-    yield run.stall_timeout == 0 or run.stall_timeout >= 1, "stall_timeout", "seconds, at least 1; 0 for never"
-    for name, value in flatten(config).items():
-        yield not isinstance(value, float) or math.isfinite(value), name, "must be finite"
-    yield run.keep_checkpoints >= 1, "keep_checkpoints", "must be >= 1"
 
 
 def _flat_text(config: TrainConfig, name: str) -> str:

@@ -27,12 +27,14 @@ def evaluate(
     classes: tuple[str, ...],
     advance: Advance = lambda samples, text: None,
     give_up: Callable[[], bool] = lambda: False,
+    flip: bool = False,
 ) -> Evaluation | None:
     """Evaluate an unwrapped `model` on the loader's whole split. Tile t of `tile` samples goes to rank t mod R.
 
-    No rank waits for another before the end, when the rows are gathered once. `advance` is told of progress over all
-    ranks. If `give_up` becomes true on any rank, the evaluation is abandoned by all: None. Raises DataError if a
-    sample is unreadable or not counted exactly once.
+    No rank waits for another before the end, when the rows are gathered once. With `flip` the logits are the mean over
+    each image and its mirror image. `advance` is told of progress over all ranks. If `give_up` becomes true on any
+    rank, the evaluation is abandoned by all: None. Raises DataError if a sample is unreadable or not counted exactly
+    once.
     """
     samples = len(loader.reader)
     tiles = evaluation_tiles(samples, tile)
@@ -50,6 +52,8 @@ def evaluate(
         x_NCHW, targets = augment(batch, runtime.device, train=False)
         with runtime.accelerator.autocast():
             logits_NK = model(x_NCHW)
+            if flip:
+                logits_NK = (logits_NK + model(x_NCHW.flip(3))) / 2
         rows.append(rows_of(logits_NK, batch.request.ids, targets.labels))
         advance(min(len(batch.labels) * runtime.world.size, samples), "")
     model.train(was_training)

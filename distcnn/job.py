@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from distcnn import checkpoint
 from distcnn.augment import Augment
 from distcnn.batchnorm import TileStatistics
 from distcnn.blackbox import BlackBox
-from distcnn.build import Dataset, make_augment, make_loader, make_model, make_training_loader
+from distcnn.build import Dataset, make_augment, make_loader, make_loss, make_model, make_training_loader
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
@@ -26,6 +27,7 @@ from distcnn.errors import LostRank, UserError
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
 from distcnn.limits import refuse_what_is_not_finite
+from distcnn.losses import Loss
 from distcnn.meter import Meter
 from distcnn.optim import Schedule, build_optimizer, build_schedule
 from distcnn.outcome import forget_outcomes
@@ -33,6 +35,7 @@ from distcnn.preempt import STOP_FILE, Preempted, StopRequest, clear_stop_file
 from distcnn.results import machine_facts, run_facts
 from distcnn.runfolder import LEDGER, QUARANTINE, RowFile, check_same_run, cut_rows, open_run, save_config
 from distcnn.sessions import SESSIONS, note_end, start_row
+from distcnn.start import set_first_weights
 from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
@@ -54,6 +57,7 @@ class Job:
     statistics: TileStatistics
     schedule: Schedule
     augment: Augment
+    loss: Loss
     loader: Loader
     val_loader: Loader
     identity: Identity
@@ -150,13 +154,20 @@ def build_job(
     console: Console,
     stop: StopRequest,
     pulse: Pulse | None = None,
+    resumed: bool = False,
 ) -> Job:
-    """Build model, optimizer, loaders. Nothing is read from a checkpoint yet."""
+    """Build model, optimizer, loaders. Nothing is read from a checkpoint yet.
+
+    `resumed`: the weights will come from one, so that what only a new run begins with is left out.
+    """
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
     loader = make_training_loader(config, dataset, runtime.world, threads, gpu)
     # A lambda, since copies of the model (EMA) would copy what a bound method is bound to.
-    model = make_model(config, dataset, lambda sums: runtime.sum_with_gradient(sums)).to(runtime.device)
+    model = make_model(config, dataset, lambda sums: runtime.sum_with_gradient(sums))
+    if not resumed:
+        set_first_weights(config, dataset, model, runtime, console, threads)
+    model = model.to(runtime.device)
     ema = Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None
     if config.run.compile:
         model.compile()
@@ -174,6 +185,7 @@ def build_job(
         statistics=TileStatistics(model),
         schedule=build_schedule(config.optim, steps),
         augment=make_augment(config, dataset),
+        loss=make_loss(config, dataset, runtime.device),
         loader=loader,
         val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu),
         identity=Identity.of(fingerprint, config.run.seed, config.geometry, config.data.window_shards),
@@ -269,6 +281,15 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
         job.console.say(
             f"resuming {job.run} from {resumed.name} (epoch {job.position.epoch + 1}, step {job.position.step})"
         )
+
+
+def is_over(job: Job) -> bool:
+    """Whether all epochs are done, or --patience is: so many evaluations have found nothing better than the best."""
+    if job.position.epoch >= job.config.optim.epochs:
+        return True
+    patience = job.config.optim.patience
+    waited = (job.position.epoch - 1 - job.best.get("epoch", math.inf)) / job.config.run.eval_every
+    return bool(patience) and waited >= patience
 
 
 def save(job: Job, best: bool = False) -> None:

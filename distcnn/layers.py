@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from distcnn.augment import Targets
-from distcnn.losses import loss_sum
+from distcnn.losses import Loss, loss_sum
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def examine(
     model: nn.Module,
     x_NCHW: torch.Tensor,
     targets: Targets,
-    label_smoothing: float,
+    criterion: Loss,
     samples: int,
     autocast: torch.autocast,
 ) -> Examination:
@@ -71,7 +71,7 @@ def examine(
     calls: list[tuple[str, nn.Module, tuple[float, float, int]]] = []
     with _watched(model, calls), autocast:
         logits_NK = model(x_NCHW)
-    loss = loss_sum(logits_NK, targets, label_smoothing) / samples
+    loss = loss_sum(logits_NK, targets, criterion) / samples
     loss.backward()  # type: ignore[no-untyped-call]
     layers = tuple(_layer(name, module, outputs, before) for name, module, outputs in calls)
     return Examination(loss.item(), layers)

@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from distcnn.augment import Targets
 
+TRUE_FROM = 0.2  # bce: the share of a mixed image from which on its label counts as true
 
-def loss_sum(logits_NK: torch.Tensor, targets: Targets, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Scalar: the weighted sum of the cross entropy over (n, K) logits.
 
-    With mixed images each label has its share (Zhang et al. 2018, equation 2). Label smoothing: Szegedy et al.,
-    "Rethinking the Inception architecture", CVPR 2016. Logits of half precision are computed with in float32.
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised.
+
+    * ce: cross entropy; with mixed images each label has its share (Zhang et al. 2018, equation 2);
+    * bce: the mean over the classes of binary cross entropies, where a label that has more than a fifth of a mixed
+      image is true (Wightman et al., "ResNet strikes back", 2021; as timm's recipes A2 and A3 compute it);
+    * smoothing: that share of the target is spread over all classes (Szegedy et al., CVPR 2016);
+    * class_weights: (K,) factors, by the label; with smoothed ce also of the share of each class, as torch does.
     """
+
+    kind: Literal["ce", "bce"] = "ce"
+    smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+
+    def of(self, logits_NK: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """(n,) losses of (n, K) logits."""
+        if self.kind == "bce":
+            return self._binary(logits_NK, targets)
+        loss_N = self._cross_entropy(logits_NK, targets.labels)
+        if targets.share < 1:
+            other_N = self._cross_entropy(logits_NK, targets.partner_labels)
+            loss_N = targets.share * loss_N + (1 - targets.share) * other_N
+        return loss_N
+
+    def _cross_entropy(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        weights_K = None if self.class_weights is None else self.class_weights.to(logits_NK.dtype)
+        return cross_entropy(logits_NK, labels_N, weights_K, reduction="none", label_smoothing=self.smoothing)
+
+    def _binary(self, logits_NK: torch.Tensor, targets: Targets) -> torch.Tensor:
+        wanted_NK = torch.zeros_like(logits_NK)
+        parts = ((targets.labels, targets.share), (targets.partner_labels, 1 - targets.share))
+        for labels_N, share in parts:
+            if share > TRUE_FROM:
+                wanted_NK.scatter_(1, labels_N[:, None], 1.0)
+        wanted_NK = wanted_NK * (1 - self.smoothing) + self.smoothing / logits_NK.shape[1]
+        loss_N = binary_cross_entropy_with_logits(logits_NK, wanted_NK, reduction="none").mean(1)
+        if self.class_weights is not None:
+            weights_K = self.class_weights.to(logits_NK.dtype)
+            loss_N = loss_N * sum(share * weights_K[labels_N] for labels_N, share in parts)
+        return loss_N
+
+
+def loss_sum(logits_NK: torch.Tensor, targets: Targets, loss: Loss = Loss()) -> torch.Tensor:
+    """Scalar: the sum of the losses of a tile, each times its sample's weight. Half precision becomes float32 first."""
     logits_NK = logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32))
-    loss_N = cross_entropy(logits_NK, targets.labels, reduction="none", label_smoothing=label_smoothing)
-    if targets.share < 1:
-        other_N = cross_entropy(logits_NK, targets.partner_labels, reduction="none", label_smoothing=label_smoothing)
-        loss_N = targets.share * loss_N + (1 - targets.share) * other_N
-    return (loss_N * targets.weights).sum()
+    return (loss.of(logits_NK, targets) * targets.weights).sum()
+
+
+def balanced_weights(counts: Sequence[int], power: float) -> list[float]:
+    """Of each class one over its number of training images to `power`, scaled so that the mean over the images is 1.
+
+    A class without images has 0.
+    """
+    raw = [count**-power if count else 0.0 for count in counts]
+    scale = sum(counts) / sum(count * weight for count, weight in zip(counts, raw, strict=True))
+    return [weight * scale for weight in raw]

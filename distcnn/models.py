@@ -8,13 +8,16 @@ from types import ModuleType
 
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from distcnn.batchnorm import convert
 from distcnn.config import ModelConfig
 from distcnn.errors import UserError, nearest
+from distcnn.fastnets import ACTIVATIONS, NETWORKS
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 SMALL_STEM_BELOW = 64  # pixels
+TIMM = "timm:"
+BLURRED_FROM = 16  # input channels of a convolution: the image itself is not blurred
 
 
 class SimpleCNN(nn.Module):
@@ -74,6 +77,8 @@ def build_model(
     """
     torch.manual_seed(seed)
     model = build_plain(config, classes, size)
+    if config.freeze == "backbone":
+        freeze_backbone(model)
     convert(model, config.batch_norm, sum_over_ranks)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -81,8 +86,55 @@ def build_model(
 def build_plain(config: ModelConfig, classes: int, size: int) -> nn.Module:
     """The same network with torch's own batch norm, initialised by torch's generator as it stands."""
     if config.model == "cnn":
-        return SimpleCNN(config, classes, size)
-    return _torchvision_model(config, classes, size)
+        model: nn.Module = SimpleCNN(config, classes, size)
+    elif config.model in NETWORKS:
+        model = NETWORKS[config.model](config, classes, size)
+    elif config.model.startswith(TIMM):
+        model = _timm_model(config, classes)
+    else:
+        model = _torchvision_model(config, classes, size)
+    return blur(model) if config.blur_pool else model
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of the layer that gives the logits: the last linear layer or convolution."""
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return names[-1]
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Let the last layer alone learn; batch norm before it uses its running statistics, which stay."""
+    head = model.get_submodule(head_of(model))
+    own = {id(parameter) for parameter in head.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in own)
+    convert(model, "frozen")
+
+
+class BlurredConv2d(nn.Conv2d):
+    """A convolution with a stride whose input is blurred first, so that a shifted image changes less.
+
+    The filter is 1 2 1 in both directions over 16 (Zhang, "Making convolutional networks shift-invariant again", ICML
+    2019), before the convolution as in FFCV's ImageNet recipes. Weights and names are those of the plain layer.
+    """
+
+    blur: torch.Tensor  # (1, 1, 3, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(n, C, H, W) -> what the convolution makes of it."""
+        channels = input.shape[1]
+        blurred = conv2d(input, self.blur.to(input.dtype).expand(channels, 1, 3, 3), padding=1, groups=channels)
+        return super().forward(blurred)
+
+
+def blur(model: nn.Module) -> nn.Module:
+    """Turn every Conv2d with a stride, but those that see the image, into a BlurredConv2d, in place."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d and max(module.stride) > 1 and module.in_channels >= BLURRED_FROM:
+            module.__class__ = BlurredConv2d
+            row = torch.tensor([1.0, 2.0, 1.0], device=module.weight.device) / 4
+            module.register_buffer("blur", torch.outer(row, row)[None, None], persistent=False)
+    return model
 
 
 def torchvision_models() -> ModuleType:
@@ -102,9 +154,11 @@ def _torchvision_model(config: ModelConfig, classes: int, size: int) -> nn.Modul
     models = torchvision_models()
     names = [n for n in models.list_models(models) if n not in ("googlenet", "inception_v3")]
     if config.model not in names:
-        raise UserError(f"--model {config.model}: not known{nearest(config.model, ['cnn', *names])}")
+        raise UserError(f"--model {config.model}: not known{nearest(config.model, ['cnn', *NETWORKS, *names])}")
+    # Residual blocks begin as the identity: Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1.
+    more = {"zero_init_residual": True} if config.model.startswith(("resnet", "resnext", "wide_resnet")) else {}
     try:
-        model: nn.Module = models.get_model(config.model, weights=None, num_classes=classes)
+        model: nn.Module = models.get_model(config.model, weights=None, num_classes=classes, **more)
     except ValueError as error:
         raise UserError(f"--model {config.model} cannot be built: {error}") from error
     small = config.stem == "small" or (config.stem == "auto" and size < SMALL_STEM_BELOW)
@@ -115,4 +169,17 @@ def _torchvision_model(config: ModelConfig, classes: int, size: int) -> nn.Modul
         model.maxpool = nn.Identity()
     elif config.stem == "small":
         raise UserError(f"--stem small is for ResNets, not for {config.model}: leave it out")
+    return model
+
+
+def _timm_model(config: ModelConfig, classes: int) -> nn.Module:
+    """A network of timm, the optional package, without weights."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"--model {config.model} needs timm: pip install timm") from error
+    name = config.model.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise UserError(f"--model {config.model}: timm does not know it{nearest(name, timm.list_models())}")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
     return model

@@ -14,7 +14,7 @@ import numpy as np
 from distcnn.build import Dataset
 from distcnn.config import TrainConfig
 from distcnn.data.order import EpochOrder, automatic_window
-from distcnn.optim import build_schedule
+from distcnn.optim import build_schedule, state_values
 from distcnn.shapes import activation_bytes, meta_model
 
 SMALL_GPU_TILE = 32
@@ -116,12 +116,10 @@ def memory(config: TrainConfig, dataset: Dataset, lanes: int) -> Memory:
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     every = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     waiting = lanes.bit_length() - 1 if config.run.reduction == "tree" else 0  # sums on the binary counter
-    momentum = config.optim.optimizer == "sgd" and config.optim.momentum > 0
-    states = 2 if config.optim.optimizer == "adamw" else int(momentum)
     return Memory(
         parameters=every,
         gradients=trained * (1 + waiting),
-        optimizer=trained * states,
+        optimizer=4 * state_values(config.optim, model),
         averaged=every if config.optim.ema_decay else 0,
         activations=activation_bytes(model, config.optim.tile_size, dataset.size, config.run.mixed_precision != "no"),
     )

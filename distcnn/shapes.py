@@ -241,7 +241,7 @@ def _after(
     if operation is _aten._adaptive_avg_pool2d:
         step = inputs[0].shape[-1] / output.shape[-1]
         return _grown(field, [math.ceil(step)], [step], [1], output)
-    if operation is _aten.mean and field.side > 1 and len(args) > 1 and len(args[1] or [0, 0]) >= 2:
+    if operation in (_aten.mean, _aten.amax) and field.side > 1 and len(args) > 1 and len(args[1] or [0, 0]) >= 2:
         return _Field(WHOLE, field.jump * field.side, 1)
     if operation in _MATRIX_PRODUCTS and field.side > 1:
         per_image = inputs[-2].shape[0] == tile  # else the matrix has a row for each position

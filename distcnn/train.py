@@ -27,6 +27,7 @@ from distcnn.job import (
     build_job,
     check_lanes,
     claim_run,
+    is_over,
     restore,
     save,
     settle_last_save,
@@ -67,9 +68,9 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
             resume_from = claim_run(config, runtime, console)
             limit = config.run.stall_timeout
             with counted(config.output, world.is_main), watched(config.output, world, limit) as pulse:
-                job = build_job(config, dataset, runtime, console, stop, pulse)
+                job = build_job(config, dataset, runtime, console, stop, pulse, resumed=resume_from is not None)
                 restore(job, resume_from)
-                if job.position.epoch >= config.optim.epochs and (known := report_known(job)):
+                if is_over(job) and (known := report_known(job)):
                     return known
                 begin_tracking(job, resume_from)
                 if watch:
@@ -84,7 +85,7 @@ def run_epochs(job: Job, started: float) -> dict[str, Any]:
     evaluation = None
     job.stop.begin()
     try:
-        while job.position.epoch < job.config.optim.epochs:
+        while not is_over(job):
             train_epoch(job)
             evaluation = close_epoch(job)
         if evaluation is None:  # it was ended between the last checkpoint and its results
@@ -148,7 +149,7 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         with runtime.tile(job.wrapped, last):
             with runtime.accelerator.autocast():
                 logits_NK = job.wrapped(x_NCHW)
-            loss = loss_sum(logits_NK, targets, job.config.optim.label_smoothing) / samples
+            loss = loss_sum(logits_NK, targets, job.loss) / samples
             if last:
                 job.pulse.mark(REDUCE)
             runtime.backward(loss, last)
@@ -160,7 +161,7 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
     totals = runtime.totals()
     norm = runtime.gradient_norm(job.config.optim.clip_grad_norm)
     finite = torch.isfinite(norm) & torch.isfinite(totals[0])
-    set_learning_rate(job.optimizer, lr)
+    set_learning_rate(job.optimizer, lr, job.schedule.done(job.position.total))
     runtime.skip_unless(job.optimizer, finite)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
@@ -256,7 +257,8 @@ def evaluate_now(job: Job) -> Evaluation:
         return bool(wants_stop(job))
 
     with job.console.progress("evaluation", len(job.val_loader.reader)) as advance:
-        found = evaluate(job.runtime, model, job.val_loader, job.augment, tile, classes, advance, give_up)
+        flip = job.config.optim.tta == "flip"
+        found = evaluate(job.runtime, model, job.val_loader, job.augment, tile, classes, advance, give_up, flip)
     if found is None:
         stop_here(job)
     return found

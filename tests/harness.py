@@ -26,7 +26,7 @@ from distcnn.build import open_dataset
 from distcnn.config import RunConfig, TrainConfig, from_flat
 from distcnn.console import Console
 from distcnn.distributed import Runtime, _tree_hook
-from distcnn.job import Job, begin_tracking, build_job, check_lanes, claim_run, restore
+from distcnn.job import Job, begin_tracking, build_job, check_lanes, claim_run, is_over, restore
 from distcnn.preempt import StopRequest
 from distcnn.results import report_known
 from distcnn.runfolder import LEDGER, METRICS, read_rows
@@ -187,10 +187,10 @@ def simulate(config: TrainConfig, ranks: int, on_job: Callable[[Job], None] = la
         runtime = SimulatedRuntime(world, meeting, config.run)
         resume_from = claim_run(config, runtime, console)
         stop = StopRequest(config.output, looks_for_file=False)  # not entered: no handlers of signals
-        job = build_job(config, dataset, runtime, console, stop)
+        job = build_job(config, dataset, runtime, console, stop, resumed=resume_from is not None)
         on_job(job)
         restore(job, resume_from)
-        if job.position.epoch >= config.optim.epochs and (known := report_known(job)):
+        if is_over(job) and (known := report_known(job)):
             return known
         begin_tracking(job, resume_from)
         return run_epochs(job, time.monotonic())

@@ -15,6 +15,7 @@ from distcnn.augment import Targets
 from distcnn.blackbox import _json
 from distcnn.errors import UserError
 from distcnn.layers import Examination, Layer, examine
+from distcnn.losses import Loss
 from distcnn.replay import Box, Replay, TileAgain
 from distcnn.state import Position
 
@@ -35,7 +36,7 @@ class Net(nn.Module):
 def look(model: nn.Module, x_NCHW: torch.Tensor, samples: int = 4) -> Examination:
     labels = torch.tensor([0, 1] * (len(x_NCHW) // 2))
     targets = Targets(labels, labels, 1.0, torch.ones(len(labels)))
-    return examine(model, x_NCHW, targets, 0.0, samples, OFF)
+    return examine(model, x_NCHW, targets, Loss(), samples, OFF)
 
 
 @pytest.fixture

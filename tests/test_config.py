@@ -27,6 +27,7 @@ FLAGS: dict[str, Any] = {
     "train_split": "train",
     "val_split": "val",
     "image_size": 0,
+    "progressive": [],
     "crop": "auto",
     "crop_padding": -1,
     "crop_scale": 0.35,
@@ -39,6 +40,8 @@ FLAGS: dict[str, Any] = {
     "decode_threads": 0,
     "window_shards": 0,
     "model": "cnn",
+    "pretrained": "",
+    "freeze": "none",
     "channels": [32, 64],
     "kernel_size": 3,
     "activation": "relu",
@@ -46,6 +49,7 @@ FLAGS: dict[str, Any] = {
     "pooling": "max",
     "hidden": 128,
     "dropout": 0.0,
+    "blur_pool": False,
     "stem": "auto",
     "batch_norm": "tile",
     "epochs": 20,
@@ -53,15 +57,20 @@ FLAGS: dict[str, Any] = {
     "tile_size": 8,
     "optimizer": "adamw",
     "lr": 0.003,
+    "layer_decay": 1.0,
     "momentum": 0.9,
     "weight_decay": 0.01,
     "warmup_epochs": 1.0,
     "schedule": "cosine",
+    "loss": "ce",
+    "balance": "none",
     "label_smoothing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
     "ema_decay": 0.0,
     "clip_grad_norm": 0.0,
+    "patience": 0,
+    "tta": "none",
     "output": "",
     "seed": 0,
     "resume": "auto",
@@ -78,6 +87,9 @@ FLAGS: dict[str, Any] = {
     "wandb_mode": "online",
     "wandb_project": "distcnn",
     "wandb_name": "",
+    "wandb_tags": [],
+    "wandb_group": "",
+    "wandb_notes": "",
     "time_limit": 0.0,
     "stall_timeout": 300.0,
     "quiet": False,
@@ -85,23 +97,23 @@ FLAGS: dict[str, Any] = {
 
 # Everything set to something else, in flags, and the flat values they stand for.
 ALL_CHANGED = shlex.split(
-    "--data /x/y --train-split a --val-split b --image-size 96 --crop pad --crop-padding 4 --crop-scale 0.08"
-    " --flip none --augment trivial-augment cutout=8 --cache off --decode-threads 3 --window-shards 2"
-    " --loader stream --stream-samples 9 --allow-pipe"
-    " --model resnet18 --channels 3 5 7 --kernel-size 5"
-    " --activation silu --norm none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen"
-    " --epochs 3 --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --momentum 0 --weight-decay 5e-4"
-    " --warmup-epochs 2 --schedule linear --label-smoothing 0.1 --mixup 0.2 --cutmix 1 --ema-decay 0.999"
-    " --clip-grad-norm 1.5 --output out --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16"
-    " --compile --reduction ddp --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5"
-    " --checkpoint-minutes 9 --time-limit 8 --stall-timeout 60"
-    " --wandb-mode disabled --wandb-project p --wandb-name n --quiet"
+    "--data /x/y --train-split a --val-split b --image-size 96 --progressive 64 96 --crop random-resized"
+    " --crop-padding 4 --crop-scale 0.08 --flip none --augment trivial-augment cutout=8 --cache off --decode-threads"
+    " 3 --window-shards 2 --loader stream --stream-samples 9 --allow-pipe --model resnet18 --pretrained w.pth"
+    " --freeze backbone --blur-pool --channels 3 5 7 --kernel-size 5 --activation silu --norm none --pooling stride"
+    " --hidden 0 --dropout 0.25 --stem small --batch-norm frozen --epochs 3 --global-batch-size 96 --tile-size 12"
+    " --optimizer sgd --lr 1e-05 --layer-decay 0.75 --momentum 0 --weight-decay 5e-4 --warmup-epochs 2 --schedule"
+    " step --balance sqrt --label-smoothing 0.1 --mixup 0.2 --cutmix 1 --ema-decay 0.999 --loss bce --patience 3"
+    " --tta flip --clip-grad-norm 1.5 --output out --seed 9223372036854775807 --resume never --device cpu"
+    " --mixed-precision bf16 --compile --reduction ddp --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7"
+    " --keep-checkpoints 5 --checkpoint-minutes 9 --time-limit 8 --stall-timeout 60 --wandb-mode disabled"
+    " --wandb-project p --wandb-name n --wandb-tags a 'b c' --wandb-group g --wandb-notes 'two words' --quiet"
 )
 
 
 def test_the_flags_and_their_defaults_are_pinned() -> None:
     assert flatten(TrainConfig()) == FLAGS
-    assert len(FLAGS) + len(["config", "help"]) <= 60
+    assert len(FLAGS) + len(["config", "help"]) <= 72
 
 
 def test_every_value_survives_flags_to_toml_to_flags(tmp_path: Path) -> None:
@@ -194,7 +206,7 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path: Path, text: str, message: st
         (["--epochs", "x"], "Error parsing --epochs: invalid literal for int() with base 10: 'x'"),
         (
             ["--optimizer", "adam"],
-            "invalid choice 'adam' for argument '--optimizer'. Expected one of ('sgd', 'adamw').",
+            "invalid choice 'adam' for argument '--optimizer'. Expected one of ('sgd', 'adamw', 'lamb', 'muon').",
         ),
         (["--model"], "Missing value for argument '--model'"),
         (["stray"], "Unrecognized options: stray"),
@@ -204,6 +216,8 @@ def test_a_bad_file_is_one_line_naming_it(tmp_path: Path, text: str, message: st
         (["--tile-size", "0"], "--tile-size 0: must be >= 1"),
         (["--augment", "erasing=2"], "--augment erasing=2: 'erasing=2' is none of trivial-augment, "),
         (["--augment", "cutout=8", "cutout=9"], "--augment cutout=8 cutout=9: each of them once"),
+        (["--wandb-tags", "a", ""], "--wandb-tags a : tags of 1 to 64 characters"),
+        (["--wandb-tags", "x" * 65], ": tags of 1 to 64 characters"),
         (["--model", ""], "--model : name a model: cnn, resnet18, ..."),
         (["--output", "a\udcff"], "--output a\udcff: must be UTF-8 text"),
     ],

@@ -60,6 +60,8 @@ def reached(model: nn.Module, layer: str, size: int) -> int:
             nn.init.constant_(module.weight, 1e-3)  # nothing cancels
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # residual blocks begin with 0 there
         if isinstance(module, nn.MaxPool2d):  # a maximum would choose one of its inputs
             module.forward = nn.AvgPool2d(module.kernel_size, module.stride, module.padding).forward  # type: ignore[method-assign]
     kept: list[torch.Tensor] = []
@@ -163,7 +165,7 @@ def test_the_command(digits_set: Path, tmp_path: Path, capsys: pytest.CaptureFix
     said = " ".join(capsys.readouterr().out.split())
     assert "conv 5x5" in said and "4 x 8 x 8" in said and "tile of 2 images" in said
     for flags, message in (
-        (["--model", "resnet19"], "did you mean 'resnet18'"),
+        (["--model", "resnet81"], "did you mean 'resnet18'"),
         (["--image-size", "-1"], "--image-size -1: at least 0"),
         (["--kernel-size", "4"], "--kernel-size 4: must be odd"),
     ):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "distcnn"
 # A module imports from its own level and those above, never from below.
 LEVELS = [
     {"errors", "files", "__init__"},
-    {"world", "config", "flags", "console", "launchers", "meeting", "site", "network", "slurm"},
+    {"world", "config", "demands", "flags", "console", "launchers", "meeting", "site", "network", "slurm"},
     {"text", "pictures", "plotting", "page"},
     {"data"},
     {
@@ -25,8 +25,11 @@ LEVELS = [
         "memory",
         "batchnorm",
         "models",
+        "fastnets",
+        "whitening",
         "losses",
         "optim",
+        "muon",
         "ema",
         "tree",
         "state",
@@ -35,11 +38,12 @@ LEVELS = [
         "tiles",
         "layers",
         "shapes",
+        "checkpoint",
+        "pretrained",
     },
     {"distributed"},
     {
         "metrics",
-        "checkpoint",
         "preempt",
         "runfolder",
         "tracking",
@@ -53,7 +57,7 @@ LEVELS = [
         "charts",
         "tensorboard",
     },
-    {"evaluate", "results", "blackbox", "limits", "job", "train", "replay"},
+    {"evaluate", "results", "blackbox", "limits", "start", "job", "train", "replay"},
     {"classifier", "predict", "scoring", "export", "explain"},
     {"plan", "probe", "describe", "tune", "verify", "doctor", "status", "submit", "report"},
     {"commands"},

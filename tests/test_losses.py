@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from distcnn.augment import Targets
-from distcnn.losses import loss_sum
+from distcnn.losses import Loss, loss_sum
 
 LABELS, PARTNERS = torch.tensor([0, 2, 1, 2]), torch.tensor([2, 2, 0, 1])
 
@@ -26,7 +26,7 @@ def soft_targets(share: float, smoothing: float) -> torch.Tensor:
 def test_it_is_the_cross_entropy_against_soft_targets(share: float, smoothing: float) -> None:
     targets = Targets(LABELS, PARTNERS, share, torch.ones(4))
     expected = -(soft_targets(share, smoothing) * logits().log_softmax(1)).sum()
-    assert torch.allclose(loss_sum(logits(), targets, smoothing), expected, rtol=1e-12)
+    assert torch.allclose(loss_sum(logits(), targets, Loss(smoothing=smoothing)), expected, rtol=1e-12)
 
 
 def test_it_is_a_sum_and_a_sample_of_weight_0_counts_for_nothing() -> None:

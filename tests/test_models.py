@@ -58,7 +58,7 @@ def test_torchvision_models_keep_their_names_and_weights(name: str, builder: typ
     """A checkpoint of ours loads into a plain torchvision model and computes the same."""
     model = build_model(ModelConfig(model=name, stem="auto"), 7, 64, seed=0)
     torch.manual_seed(0)
-    plain = builder(num_classes=7)
+    plain = builder(num_classes=7, **({"zero_init_residual": True} if name.startswith("resnet") else {}))
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in model.state_dict().items()), "and the same start"
     plain.load_state_dict(model.state_dict())

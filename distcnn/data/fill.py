@@ -58,36 +58,32 @@ class _PerThread(threading.local):
 
 
 class Filler:
-    """Fills slots (S, S, 3) with the view of samples. Safe to use from many threads.
+    """Fills slots (S, S, 3) with views of samples. Safe to use from many threads.
 
     reduce: images much larger than the view are scaled down while decoding (see `decode_reduced`). This changes
     pixels a little, so it must follow from the data set, not from the machine.
     """
 
-    def __init__(self, reader: Reader, view: View, seed: int, cache: PixelCache | None, reduce: bool) -> None:
-        self.reader, self.view, self.seed, self.cache, self.reduce = reader, view, seed, cache, reduce
-        self._header = plain_header(view.size, view.size)
+    def __init__(self, reader: Reader, seed: int, cache: PixelCache | None, reduce: bool) -> None:
+        self.reader, self.seed, self.cache, self.reduce = reader, seed, cache, reduce
         self._thread = _PerThread()
 
-    def fill(self, ids: Ids, found: Found, slots: Pixels, epoch: int) -> Filled:
-        """Fill `slots` (n, S, S, 3) from the samples `ids`, which lie where `found` says."""
+    def fill(self, ids: Ids, found: Found, slots: Pixels, epoch: int, view: View) -> Filled:
+        """Fill `slots` (n, S, S, 3) with this view of the samples `ids`, which lie where `found` says."""
         filled = Filled(len(ids))
         cached = None if self.cache is None else self.cache.has(ids)
-        if self.cache is not None and cached is not None and cached.all() and self._whole(self.cache.shape):
+        as_they_are = view.kind == "none" and self.cache is not None and self.cache.shape == slots.shape[1:]
+        if self.cache is not None and cached is not None and cached.all() and as_they_are:
             self.cache.take(ids, slots)
             return filled
         started = _clock()
         sources = self._read(ids, found, cached)
         filled.read_seconds = _clock() - started
-        if self.view.kind == "none":
+        if view.kind == "none":
             self._fill_whole(ids, sources, slots, filled)
         else:
-            self._fill_boxes(ids, sources, slots, epoch, filled)
+            self._fill_boxes(ids, sources, slots, epoch, view, filled)
         return filled
-
-    def _whole(self, shape: tuple[int, ...]) -> bool:
-        """Whether images of this shape become slots as they are."""
-        return self.view.kind == "none" and shape == (self.view.size, self.view.size, 3)
 
     def _read(self, ids: Ids, found: Found, cached: np.ndarray[tuple[int], np.dtype[np.bool_]] | None) -> list[_Source]:
         """Encoded bytes, cached pixels, or why there are neither."""
@@ -117,7 +113,7 @@ class Filler:
     def _fill_whole(self, ids: Ids, sources: list[_Source], slots: Pixels, filled: Filled) -> None:
         """Images that have the size of the slots are decoded straight into them; others are scaled whole."""
         started = _clock()
-        header = self._header
+        header = plain_header(slots.shape[1], slots.shape[1])
         for place, (source, slot) in enumerate(zip(sources, slots, strict=True)):
             try:
                 if isinstance(source, bytes):
@@ -135,12 +131,14 @@ class Filler:
                 resize_into(slot, pixels, (0, 0, pixels.shape[0], pixels.shape[1]))
         filled.decode_seconds = _clock() - started
 
-    def _fill_boxes(self, ids: Ids, sources: list[_Source], slots: Pixels, epoch: int, filled: Filled) -> None:
+    def _fill_boxes(
+        self, ids: Ids, sources: list[_Source], slots: Pixels, epoch: int, view: View, filled: Filled
+    ) -> None:
         """Each image is scaled into its slot as soon as it is decoded, while it is in the processor's cache."""
         started = _clock()
         shapes = self._shapes(ids, sources)
         heights_widths = np.array(shapes, dtype=np.int64).reshape(-1, 2)
-        boxes = self.view.boxes(ids, heights_widths[:, 0], heights_widths[:, 1], self.seed, epoch).tolist()
+        boxes = view.boxes(ids, heights_widths[:, 0], heights_widths[:, 1], self.seed, epoch).tolist()
         filled.decode_seconds = _clock() - started
         for place, (source, slot, shape, box) in enumerate(zip(sources, slots, shapes, boxes, strict=True)):
             before = _clock()
@@ -149,7 +147,7 @@ class Filler:
                 if isinstance(source, str):
                     raise DecodeError(source)
                 if isinstance(source, bytes):
-                    factor = reduction(box, self.view.size) if self.reduce else 1
+                    factor = reduction(box, view.size) if self.reduce else 1
                     pixels = decode_reduced(source, shape, factor, self._thread.scratch)
                     self._keep(int(ids[place]), pixels)
                 else:

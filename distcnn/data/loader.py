@@ -94,7 +94,7 @@ class Loader:
         self.on_bad: Callable[[BadSample], None] | None = None
         self.stats = LoaderStats()
         cache = PixelCache(len(reader), *cache_shape) if cache_shape else None
-        self._filler = Filler(reader, view, seed, cache, reduce)
+        self._filler = Filler(reader, seed, cache, reduce)
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 or prefetch else None
         self._buffers: list[Pixels] = []
         self._turn = 0
@@ -145,19 +145,21 @@ class Loader:
         started = time.perf_counter()
         ids = np.concatenate([request.ids for request in requests])
         found = self.reader.find(ids)
-        images = self._buffer(len(ids))
         epoch = requests[0].epoch
+        view = self.view.at(epoch)
+        images = self._buffer(len(ids), view.size)
         begun = time.perf_counter()
         self.stats.collate_seconds += begun - started
         chunks: list[Future[Filled] | Filled] = []
         if self._pool is None:
-            chunks = [self._filler.fill(ids, found, images, epoch)]
+            chunks = [self._filler.fill(ids, found, images, epoch, view)]
             self.stats.wait_seconds += time.perf_counter() - begun
         else:
-            size = max(-(-MIN_CHUNK_PIXELS // self.view.size**2), -(-len(ids) // self.threads))
+            size = max(-(-MIN_CHUNK_PIXELS // view.size**2), -(-len(ids) // self.threads))
             for begin in range(0, len(ids), size):
                 part = slice(begin, begin + size)
-                chunks.append(self._pool.submit(self._filler.fill, ids[part], found.part(part), images[part], epoch))
+                job = (ids[part], found.part(part), images[part], epoch, view)
+                chunks.append(self._pool.submit(self._filler.fill, *job))
         return _Step(requests, ids, found, images, chunks)
 
     def _finish(self, step: _Step) -> list[Tile]:
@@ -188,14 +190,14 @@ class Loader:
         self.stats.collate_seconds += time.perf_counter() - waited
         return tiles
 
-    def _buffer(self, samples: int) -> Pixels:
+    def _buffer(self, samples: int, side: int) -> Pixels:
         """(samples, S, S, 3) uint8, from a ring with one buffer for each step under way and one in use."""
         slots = max(self.prefetch, 1) + 1
         slot = self._turn % slots
         if len(self._buffers) < slots:
-            self._buffers.append(np.empty((0, self.view.size, self.view.size, 3), dtype=np.uint8))
-        if len(self._buffers[slot]) < samples:
-            self._buffers[slot] = np.empty((samples, self.view.size, self.view.size, 3), dtype=np.uint8)
+            self._buffers.append(np.empty((0, side, side, 3), dtype=np.uint8))
+        if len(self._buffers[slot]) < samples or self._buffers[slot].shape[1] != side:
+            self._buffers[slot] = np.empty((samples, side, side, 3), dtype=np.uint8)
         self._turn += 1
         return self._buffers[slot][:samples]
 

@@ -38,6 +38,10 @@ class View:
         if self.size < 1 or not 0 < self.scale <= 1:
             raise ValueError(f"view of {self.size} px, scale {self.scale}")
 
+    def at(self, epoch: int) -> View:
+        """The view that training takes in an epoch."""
+        return self
+
     def boxes(
         self, ids: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64], seed: int, epoch: int
     ) -> NDArray[np.int64]:
@@ -47,6 +51,23 @@ class View:
         side = np.minimum(heights, widths)
         side = np.maximum(np.rint(side * EVALUATION_SHARE).astype(np.int64), 1)
         return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+
+
+@dataclass(frozen=True)
+class ProgressiveView(View):
+    """Random-resized crops of other sizes in turn, an equal share of the epochs each. `size` is the largest."""
+
+    sizes: tuple[int, ...] = ()
+    epochs: int = 1
+
+    @staticmethod
+    def of(sizes: tuple[int, ...], epochs: int, scale: float) -> ProgressiveView:
+        return ProgressiveView(max(sizes), "random-resized", scale, sizes, epochs)
+
+    def at(self, epoch: int) -> View:
+        """The view of that epoch, counted from 0; beyond the last one, the last size."""
+        place = min(len(self.sizes) * epoch // self.epochs, len(self.sizes) - 1)
+        return View(self.sizes[place], self.kind, self.scale)
 
 
 def _random_resized(

@@ -119,7 +119,7 @@ class Recorder:
         }
         finite = all(bool(torch.isfinite(g).all()) for g in gradients.values())
         lr = [float(group["lr"]) for group in optimizer.param_groups]
-        self.row("update", total=total, gradients=digest(gradients.values()), finite=finite, lr=lr[0])
+        self.row("update", total=total, gradients=digest(gradients.values()), finite=finite, lr=max(lr))
         if self._rank == 0 and total in self._keep:
             self._save(f"gradients-{total}", gradients)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import softplus
 
 from distcnn.augment import Targets
 from distcnn.batchnorm import TileBatchNorm2d
@@ -103,7 +104,14 @@ class Reference:
         tile = next(iter(self.loader.steps([[request]])))[0]
         x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=True)
         torch.manual_seed(forward_seed(self.config.run.seed, request))
-        return _plain_loss(self._forward(x_NCHW), targets, self.config.optim.label_smoothing)
+        return _plain_loss(self._forward(x_NCHW), targets, self.config.optim, self._factors())
+
+    def _factors(self) -> torch.Tensor:
+        """(K,) what each class counts in the loss."""
+        counts = np.array(self._dataset.manifest.split(self.config.data.train_split).class_counts, dtype=np.float64)
+        power = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[self.config.optim.balance]
+        factors = np.where(counts > 0, np.maximum(counts, 1) ** -power, 0)
+        return torch.from_numpy(factors * counts.sum() / (factors * counts).sum()).float()
 
     def _forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         half = self.config.run.mixed_precision == "bf16"
@@ -130,8 +138,10 @@ class Reference:
             tile = next(iter(self._val.steps([[request]])))[0]
             x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=False)
             logits_NK = self._forward(x_NCHW)
+            if self.config.optim.tta == "flip":
+                logits_NK = (logits_NK + self._forward(x_NCHW.flip(3))) / 2
             confusion[int(tile.labels[0]), int(logits_NK.argmax())] += 1
-            losses.append(float(_plain_loss(logits_NK, targets, 0.0)))
+            losses.append(float(_plain_loss(logits_NK, targets, OptimConfig(), torch.ones(self._classes))))
         return confusion, math.fsum(losses) / max(len(losses), 1)
 
     def pixels(self, requests: list[TileRequest], threads: int, ahead: bool) -> list[torch.Tensor]:
@@ -150,15 +160,19 @@ def shard_counts(dataset: Dataset, split: str) -> Ids:
     return np.array([shard.samples for shard in dataset.manifest.split(split).shards], dtype=np.int64)
 
 
-def _plain_loss(logits_NK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
-    """The sum over the samples of the cross entropy with smoothed and mixed labels."""
-    logs_NK = logits_NK - torch.logsumexp(logits_NK, 1, keepdim=True)
-    classes = logits_NK.shape[1]
-    wanted_NK = torch.zeros_like(logs_NK)
-    rows = torch.arange(len(logs_NK))
+def _plain_loss(logits_NK: torch.Tensor, targets: Targets, optim: OptimConfig, factors_K: torch.Tensor) -> torch.Tensor:
+    """The sum over the samples of the cross entropy (or the binary ones) with smoothed and mixed labels."""
+    classes, smoothing = logits_NK.shape[1], optim.label_smoothing
+    wanted_NK = torch.zeros_like(logits_NK)
+    rows = torch.arange(len(logits_NK))
     wanted_NK[rows, targets.labels] += targets.share
     wanted_NK[rows, targets.partner_labels] += 1 - targets.share
-    wanted_NK = wanted_NK * (1 - smoothing) + smoothing / classes
+    if optim.loss == "bce":
+        true_NK = (wanted_NK > 0.2).to(logits_NK.dtype) * (1 - smoothing) + smoothing / classes
+        apart_NK = true_NK * softplus(-logits_NK) + (1 - true_NK) * softplus(logits_NK)
+        return (apart_NK.mean(1) * (wanted_NK * factors_K).sum(1) * targets.weights).sum()
+    logs_NK = logits_NK - torch.logsumexp(logits_NK, 1, keepdim=True)
+    wanted_NK = (wanted_NK * (1 - smoothing) + smoothing / classes) * factors_K
     return -((wanted_NK * logs_NK).sum(1) * targets.weights).sum()
 
 
@@ -173,9 +187,14 @@ def learning_rate(optim: OptimConfig, steps_per_epoch: int, step: int) -> float:
     """Of step 0, 1, ...: up in equal parts to --lr over the warm-up, then by --schedule down to 0 at the end."""
     warm = round(optim.warmup_epochs * steps_per_epoch)
     whole = optim.epochs * steps_per_epoch
+    left = (whole - step) / max(whole - warm, 1)
+    if optim.schedule == "one-cycle":
+        low, share = (1 / 25, step / warm) if step < warm else (1 / 250_000, left)
+        return optim.lr * (low + (1 - low) * math.sin(share * math.pi / 2) ** 2)
     if step < warm:
         return optim.lr * (step + 1) / warm
-    left = (whole - step) / max(whole - warm, 1)
+    if optim.schedule == "step":
+        return optim.lr / (1 if 3 * step < whole else 10 if 3 * step < 2 * whole else 100)
     if optim.schedule == "cosine":
         return optim.lr * math.sin(left * math.pi / 2) ** 2
     return optim.lr * left if optim.schedule == "linear" else optim.lr
