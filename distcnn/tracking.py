@@ -1,7 +1,7 @@
 """metrics.jsonl is the truth; Weights & Biases mirrors it, from a thread of its own that training never waits for.
 
-W&B's own variables name what has no flag here: WANDB_TAGS, WANDB_RUN_GROUP, WANDB_NOTES, WANDB_ENTITY; and
-WANDB_LOG_MODEL=false keeps checkpoints here.
+W&B's own variables name what has no flag here (WANDB_ENTITY), and what a flag leaves empty: WANDB_TAGS,
+WANDB_RUN_GROUP, WANDB_NOTES. WANDB_LOG_MODEL=false keeps checkpoints here.
 """
 
 from __future__ import annotations
@@ -158,6 +158,9 @@ class WandbMirror:
         tracked = wandb.init(
             project=self._config.wandb_project,
             name=self._config.wandb_name or self._run.name,
+            tags=list(self._config.wandb_tags) or None,  # None: what W&B's variables say
+            group=self._config.wandb_group or None,
+            notes=self._config.wandb_notes or None,
             id=self.id,
             resume="allow" if mode == "online" else None,
             mode=mode,

@@ -53,7 +53,8 @@ from distcnn.config import RunConfig
 from distcnn.state import Position
 from distcnn.tracking import Tracker
 mode, wandb_id, step, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-config = RunConfig(wandb_mode=mode, wandb_project="p", wandb_name="n")
+flags = json.loads(sys.argv[5]) if sys.argv[5:] else {}
+config = RunConfig(wandb_mode=mode, wandb_project="p", wandb_name="n", **flags)
 tracker = Tracker(Path("run"), config, {"lr": 0.5}, Position(epoch=step // 10, total=step), wandb_id, print)
 for row in rows:
     tracker.log(row)
@@ -81,6 +82,30 @@ def test_wandb_gets_the_same_rows_and_a_resumed_run_is_the_same_run(tmp_path: Pa
         run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
         assert (run.run_id, run.project, run.display_name) == (run_id, "p", "n")
         assert {update.key: update.value_json for update in run.config.update}["lr"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, (["from", "outside"], "the group", "the notes")),  # what no flag says, W&B's variables say
+        ({"wandb_tags": ["a", "b c"]}, (["a", "b c"], "the group", "the notes")),
+        (
+            {"wandb_tags": ["a"], "wandb_group": "g", "wandb_notes": "two\nlines"},
+            (["a"], "g", "two\nlines"),
+        ),
+    ],
+)
+def test_tags_group_and_notes_of_the_flags_win_over_the_environment(
+    flags: dict[str, Any], expected: tuple[list[str], str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    variables = {"WANDB_TAGS": "from,outside", "WANDB_RUN_GROUP": "the group", "WANDB_NOTES": "the notes"}
+    words = python("-c", TRACK, "offline", "", "0", json.dumps(ROWS[:1]), json.dumps(flags))
+    done = command(words, tmp_path, HOME=str(tmp_path), **variables)
+    assert done.code == 0 and len(done.out.split()) == 1, done.out + done.err
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    run = next(record.run for record in wandb_file.records(folder) if record.WhichOneof("record_type") == "run")
+    assert (list(run.tags), run.run_group, run.notes) == expected
 
 
 def test_wandb_that_fails_is_one_warning_and_nothing_else(tmp_path: Path) -> None:
