@@ -16,6 +16,7 @@ from distcnn.config import DataConfig, TrainConfig, augmentations
 from distcnn.data.loader import Loader
 from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from distcnn.data.shards import SplitReader
+from distcnn.data.upload import CPU
 from distcnn.data.views import ProgressiveView, View
 from distcnn.errors import DataError, UserError
 from distcnn.losses import Loss, balanced_weights
@@ -111,8 +112,16 @@ def make_view(config: TrainConfig, dataset: Dataset, train: bool) -> View:
     return View(dataset.size, "none" if fits else "center")
 
 
-def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, threads: int, gpu: bool) -> Loader:
-    """A loader of a split."""
+def make_loader(
+    config: TrainConfig,
+    dataset: Dataset,
+    split: str,
+    train: bool,
+    threads: int,
+    ahead: bool,
+    device: torch.device = CPU,
+) -> Loader:
+    """A loader of a split. `ahead`: prepare steps while others are computed. `device`: where its tiles go."""
     uniform = dataset.manifest.image.uniform
     view = make_view(config, dataset, train)
     reader = SplitReader(dataset.root, dataset.manifest.split(split))
@@ -123,16 +132,18 @@ def make_loader(config: TrainConfig, dataset: Dataset, split: str, train: bool, 
     elif config.data.cache == "host":
         raise UserError(f"--cache host needs images of one size, those of {dataset.root} are not")
     # Without a GPU decoding and computing take turns: OpenMP's threads lose more by being disturbed.
-    prefetch = PREFETCH_STEPS if gpu else 0
+    prefetch = PREFETCH_STEPS if ahead else 0
     # Reducing while decoding changes pixels: the set decides, not what happens to be cached.
-    return Loader(reader, view, config.run.seed, threads, prefetch, cache_shape, reduce=uniform is None)
+    return Loader(reader, view, config.run.seed, threads, prefetch, cache_shape, uniform is None, device)
 
 
-def make_training_loader(config: TrainConfig, dataset: Dataset, world: World, threads: int, gpu: bool) -> Loader:
-    """The loader of the training split, or of the stream that stands in its place."""
+def make_training_loader(
+    config: TrainConfig, dataset: Dataset, world: World, threads: int, device: torch.device
+) -> Loader:
+    """The loader of the training split, or of the stream that stands in its place. `device`: where tiles go."""
     data = config.data
     if data.loader == "exact":
-        return make_loader(config, dataset, data.train_split, True, threads, gpu)
+        return make_loader(config, dataset, data.train_split, True, threads, device.type != "cpu", device)
     from distcnn.data.stream import Stream, StreamLoader, stream_shards
 
     if data.progressive:

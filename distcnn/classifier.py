@@ -98,7 +98,7 @@ class Classifier:
 
         With `flip` the logits are the mean over each image and its mirror image.
         """
-        loader = Loader(reader, self.view, 0, threads, PREFETCH)
+        loader = Loader(reader, self.view, 0, threads, PREFETCH, device=self.device)
         requests = ([TileRequest(0, number, 0, np.arange(*span))] for number, span in enumerate(tiles))
         try:
             for (tile,) in loader.steps(requests):

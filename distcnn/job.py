@@ -162,7 +162,7 @@ def build_job(
     """
     gpu = runtime.device.type == "cuda"
     threads = config.data.decode_threads or max(process_cores() // runtime.world.local_size, 1)
-    loader = make_training_loader(config, dataset, runtime.world, threads, gpu)
+    loader = make_training_loader(config, dataset, runtime.world, threads, runtime.device)
     # A lambda, since copies of the model (EMA) would copy what a bound method is bound to.
     model = make_model(config, dataset, lambda sums: runtime.sum_with_gradient(sums))
     if not resumed:
@@ -187,7 +187,7 @@ def build_job(
         augment=make_augment(config, dataset),
         loss=make_loss(config, dataset, runtime.device),
         loader=loader,
-        val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu),
+        val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu, runtime.device),
         identity=Identity.of(fingerprint, config.run.seed, config.geometry, config.data.window_shards),
         meter=Meter(loader.stats),
         stop=stop,

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from distcnn.pixels import to_device
+
 ID, LABEL, PREDICTED, CONFIDENCE, PLACE, LOSS = range(6)
 CALIBRATION_BINS = 15
 Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
@@ -34,7 +36,7 @@ def rows_of(logits_NK: torch.Tensor, ids: NDArray[np.int64], labels_N: torch.Ten
     classes = logits_NK.shape[1]
     place_N = torch.where(labels_N < 0, classes, classes - 1 - behind_NK.sum(1))  # no label: never right
     loss_N = cross_entropy(logits_NK, labels_N, reduction="none", ignore_index=-1)
-    ids_N = torch.from_numpy(ids).to(logits_NK.device)
+    ids_N = to_device(ids, logits_NK.device)
     columns = (ids_N, labels_N, predicted_N, confidence_N, place_N, loss_N)
     return torch.stack([column.to(torch.float64) for column in columns], dim=1)
 

@@ -114,6 +114,6 @@ def _chunk(images: torch.Tensor) -> int:
 
 
 def to_device(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], device: torch.device) -> torch.Tensor:
-    """A numpy array on a device."""
+    """A numpy array on a device, by way of pinned memory: the host does not wait for what the device is doing."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

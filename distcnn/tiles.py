@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 
 from distcnn.data import keyed
 from distcnn.data.loader import Tile, TileRequest
@@ -13,9 +12,9 @@ from distcnn.data.loader import Tile, TileRequest
 
 def blank(tile: Tile) -> Tile:
     """One black image of weight 0 in place of no image: a rank with nothing to do in a step still takes part."""
-    images = torch.zeros((1, *tile.images.shape[1:]), dtype=torch.uint8)
+    images = tile.images.new_zeros((1, *tile.images.shape[1:]))
     request = dataclasses.replace(tile.request, ids=np.zeros(1, dtype=np.int64))
-    return Tile(request, images, torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+    return Tile(request, images, tile.labels.new_zeros(1), tile.weights.new_zeros(1))
 
 
 def forward_seed(seed: int, request: TileRequest) -> int:

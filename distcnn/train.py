@@ -37,6 +37,7 @@ from distcnn.losses import loss_sum
 from distcnn.memory import keep_freed_memory
 from distcnn.metrics import Evaluation
 from distcnn.optim import set_learning_rate
+from distcnn.pixels import to_device
 from distcnn.preempt import Preempted, StopRequest
 from distcnn.results import finish, keep_outcome, report_known, report_stopped
 from distcnn.runfolder import LEDGER
@@ -156,7 +157,7 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         job.blackbox.tile(tile.request.lane, loss)
         wishes = torch.tensor([wants_stop(job), wants_save(job)] if last else [0.0, 0.0], dtype=torch.float64)
         times = stragglers.mine(*(job.pulse.take_seconds() if last else (0.0, 0.0)))
-        wishes_and_times = torch.cat([wishes, times]).to(loss.device)
+        wishes_and_times = to_device(torch.cat([wishes, times]).numpy(), loss.device)
         runtime.add(torch.cat([loss.detach().to(torch.float64)[None], wishes_and_times, statistics.collect(seen)]))
     totals = runtime.totals()
     norm = runtime.gradient_norm(job.config.optim.clip_grad_norm)

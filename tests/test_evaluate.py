@@ -29,7 +29,7 @@ def evaluation(root: Path, ranks: int, tile: int) -> list[Evaluation]:
     meeting = Meeting(ranks)
 
     def work(rank: int) -> Evaluation:
-        loader: Loader = make_loader(config, dataset, "val", train=False, threads=1, gpu=False)
+        loader: Loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
         runtime = SimulatedRuntime(World(rank, ranks, rank, ranks), meeting, config.run)
         model = build_model(config.model, 5, 8, seed=0)
         model.train()
@@ -53,7 +53,7 @@ def test_every_rank_has_the_same_numbers_at_any_number_of_ranks(stripes_set: Pat
 def test_it_is_what_a_plain_loop_over_the_split_finds(stripes_set: Path) -> None:
     config = small_config(stripes_set, Path("unused"))
     dataset = open_dataset(config, World())
-    loader = make_loader(config, dataset, "val", train=False, threads=1, gpu=False)
+    loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
     (batch,) = next(loader.steps([[TileRequest(0, 0, 0, np.arange(37))]]))
     x_NCHW = torch.stack(
         [(image.float() / 255 - torch.tensor(dataset.mean)) / torch.tensor(dataset.std) for image in batch.images]
@@ -88,7 +88,7 @@ def test_given_up_by_one_rank_it_is_given_up_by_all(stripes_set: Path) -> None:
     meeting = Meeting(2)
 
     def work(rank: int) -> Evaluation | None:
-        loader = make_loader(config, dataset, "val", train=False, threads=1, gpu=False)
+        loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
         runtime = SimulatedRuntime(World(rank, 2, rank, 2), meeting, config.run)
         model, augment = build_model(config.model, 5, 8, seed=0), make_augment(config, dataset)
         return evaluate(runtime, model, loader, augment, 4, CLASSES, give_up=lambda: rank == 1)

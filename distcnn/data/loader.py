@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from distcnn.data.cache import PixelCache
-from distcnn.data.decode import Pixels
 from distcnn.data.fill import BadSample as BadSample
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.order import EpochOrder, Ids
 from distcnn.data.readahead import ReadAhead
 from distcnn.data.readers import Reader
 from distcnn.data.shards import Found, SplitReader
+from distcnn.data.upload import CPU, HostBuffer, Upload
 from distcnn.data.views import View
 
 MIN_CHUNK_PIXELS = 1 << 18  # decoding less than this in one task costs more in hand-offs than it gains
@@ -42,7 +42,7 @@ class TileRequest:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile ready for the device. `images` is a buffer that is used again: valid until the next step is asked for."""
+    """A tile on the loader's device. On a CPU `images` is a buffer that is used again: valid until the next step."""
 
     request: TileRequest
     images: torch.Tensor  # (n, S, S, 3) uint8 RGB
@@ -76,7 +76,7 @@ class Loader:
 
     threads: how many read and decode at once. prefetch: steps made ahead; with 0, decoding and computing take turns,
     which on a machine without a GPU is faster than fighting over the cores. cache_shape: keep the decoded pixels of
-    every sample in memory, (height, width) of them all. reduce: see `Filler`.
+    every sample in memory, (height, width) of them all. reduce: see `Filler`. device: where tiles go, see upload.py.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Loader:
         prefetch: int = 0,
         cache_shape: tuple[int, int] | None = None,
         reduce: bool = False,
+        device: torch.device = CPU,
     ) -> None:
         self.reader, self.view, self.seed = reader, view, seed
         self.threads, self.prefetch = threads, prefetch
@@ -96,8 +97,7 @@ class Loader:
         cache = PixelCache(len(reader), *cache_shape) if cache_shape else None
         self._filler = Filler(reader, seed, cache, reduce)
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 or prefetch else None
-        self._buffers: list[Pixels] = []
-        self._turn = 0
+        self._upload = Upload(device, max(prefetch, 1) + 1)  # one buffer for each step under way and one in use
 
     def steps(self, requests: Iterable[Sequence[TileRequest]]) -> Iterator[list[Tile]]:
         """One list of tiles for each list of requests, in their order. Raises DataError for an index that is gone."""
@@ -147,7 +147,8 @@ class Loader:
         found = self.reader.find(ids)
         epoch = requests[0].epoch
         view = self.view.at(epoch)
-        images = self._buffer(len(ids), view.size)
+        buffer = self._upload.buffer(len(ids), view.size)
+        images = buffer.pixels
         begun = time.perf_counter()
         self.stats.collate_seconds += begun - started
         chunks: list[Future[Filled] | Filled] = []
@@ -160,7 +161,7 @@ class Loader:
                 part = slice(begin, begin + size)
                 job = (ids[part], found.part(part), images[part], epoch, view)
                 chunks.append(self._pool.submit(self._filler.fill, *job))
-        return _Step(requests, ids, found, images, chunks)
+        return _Step(requests, ids, found, buffer, chunks)
 
     def _finish(self, step: _Step) -> list[Tile]:
         started = time.perf_counter()
@@ -180,26 +181,18 @@ class Loader:
             self.stats.resize_seconds += filled.resize_seconds
         self.stats.samples += len(step.ids)
         labels = torch.from_numpy(step.found.columns["label"].astype(np.int64))
-        images = torch.from_numpy(step.images)
+        collated = time.perf_counter()
+        images, labels, weights = self._upload.send(step.buffer, labels, weights)
+        sent = time.perf_counter()
         tiles, start = [], 0
         for request in step.requests:
             part = slice(start, start + len(request.ids))
             tiles.append(Tile(request, images[part], labels[part], weights[part]))
             start = part.stop
         self.stats.wait_seconds += waited - started
-        self.stats.collate_seconds += time.perf_counter() - waited
+        self.stats.transfer_seconds += sent - collated
+        self.stats.collate_seconds += time.perf_counter() - waited - (sent - collated)
         return tiles
-
-    def _buffer(self, samples: int, side: int) -> Pixels:
-        """(samples, S, S, 3) uint8, from a ring with one buffer for each step under way and one in use."""
-        slots = max(self.prefetch, 1) + 1
-        slot = self._turn % slots
-        if len(self._buffers) < slots:
-            self._buffers.append(np.empty((0, side, side, 3), dtype=np.uint8))
-        if len(self._buffers[slot]) < samples or self._buffers[slot].shape[1] != side:
-            self._buffers[slot] = np.empty((samples, side, side, 3), dtype=np.uint8)
-        self._turn += 1
-        return self._buffers[slot][:samples]
 
 
 @dataclass(frozen=True)
@@ -209,7 +202,7 @@ class _Step:
     requests: Sequence[TileRequest]
     ids: Ids
     found: Found
-    images: Pixels
+    buffer: HostBuffer
     chunks: Sequence[Future[Filled] | Filled]
 
 
