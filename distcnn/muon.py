@@ -31,7 +31,7 @@ def orthogonalised(rows_BRC: torch.Tensor) -> torch.Tensor:
     a, b, c = QUINTIC
     wide = rows_BRC.shape[1] <= rows_BRC.shape[2]
     x = rows_BRC if wide else rows_BRC.mT
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # no singular value above 1
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-20)  # no singular value above 1
     gram = x @ x.mT
     whole = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
     for _ in range(ITERATIONS):
