@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from distcnn.config import RunConfig
 from distcnn.errors import LostRank, UserError
+from distcnn.kernels import choose_kernels
 from distcnn.meeting import agree
 from distcnn.optim import skip_unless
 from distcnn.tree import BinaryCounter, tree_sum
@@ -71,6 +72,10 @@ class Runtime:
                 " start with torchrun, or 'accelerate launch' without a config file"
             )
         self.device = self.accelerator.device
+        self._side: torch.cuda.Stream | None = None  # where gradients are summed beside the backward pass
+        if self.device.type == "cuda":
+            choose_kernels(exact=self.tree)
+            self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._pairs = _pair_groups(world)
         self._gradients = BinaryCounter()
         self._extras = BinaryCounter()
@@ -338,11 +343,16 @@ def _tree_hook(runtime: Runtime, bucket: GradBucket) -> torch.futures.Future[tor
     flat, parameters = bucket.buffer(), bucket.parameters()
     gradients = _views(flat, parameters)
     places = [runtime._place[id(p)] for p in parameters]
-    for waiting in runtime._gradients.unfinished():
-        torch._foreach_add_(gradients, [waiting[place] for place in places])
-    runtime._tree_all_reduce(flat)
-    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    future.set_result(flat)
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=[flat.device] if flat.is_cuda else None)
+    with contextlib.ExitStack() as stack:
+        if flat.is_cuda:  # the backward pass goes on beside it; DDP waits for the future before the optimizer's step
+            assert runtime._side is not None
+            runtime._side.wait_stream(torch.cuda.current_stream(flat.device))
+            stack.enter_context(torch.cuda.stream(runtime._side))
+        for waiting in runtime._gradients.unfinished():
+            torch._foreach_add_(gradients, [waiting[place] for place in places])
+        runtime._tree_all_reduce(flat)
+        future.set_result(flat)
     return future
 
 

@@ -127,6 +127,14 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
     return int(digits)
 
 
+def fix_cublas_workspace() -> None:
+    """Let cuBLAS add in one order whatever else runs on the GPU, unless the variable is set already.
+
+    It must be set before the process first uses cuBLAS (NVIDIA, cuBLAS documentation, "Results reproducibility").
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def wandb_url(environ: Mapping[str, str] | None = None) -> str:
     """Where W&B's server is."""
     return (os.environ if environ is None else environ).get("WANDB_BASE_URL", "https://api.wandb.ai")

@@ -23,6 +23,7 @@ LEVELS = [
         "pixels",
         "trivial",
         "memory",
+        "kernels",
         "batchnorm",
         "models",
         "fastnets",
