@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from distcnn.augment import Targets
-from distcnn.losses import Loss, loss_sum
+from distcnn.losses import Loss, balanced_weights, loss_sum
 
 LABELS, PARTNERS = torch.tensor([0, 2, 1, 2]), torch.tensor([2, 2, 0, 1])
 
@@ -45,3 +45,53 @@ def test_a_mean_over_uneven_tiles_is_the_mean_over_all_samples() -> None:
         for a, b in [(0, 3), (3, 4)]
     ]
     assert torch.allclose(parts[0] + parts[1], whole, rtol=1e-12)
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_multiply_the_wanted_shares(share: float, smoothing: float) -> None:
+    targets = Targets(LABELS, PARTNERS, share, torch.ones(4))
+    expected = -(soft_targets(share, smoothing) * WEIGHTS * logits().log_softmax(1)).sum()
+    assert torch.allclose(loss_sum(logits(), targets, Loss("ce", smoothing, WEIGHTS)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("share", "true_NK"),
+    [
+        (1.0, [[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]]),
+        (0.9, [[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]]),  # a tenth of another image is not enough
+        (0.5, [[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 1]]),
+        (0.1, [[0, 0, 1], [0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+    ],
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_binary_cross_entropy_by_hand(share: float, true_NK: list[list[int]], smoothing: float) -> None:
+    targets = Targets(LABELS, PARTNERS, share, torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    wanted_NK = torch.tensor(true_NK).double() * (1 - smoothing) + smoothing / 3
+    p_NK = logits().sigmoid()
+    loss_N = -(wanted_NK * p_NK.log() + (1 - wanted_NK) * (1 - p_NK).log()).mean(1)
+    assert torch.allclose(loss_sum(logits(), targets, Loss("bce", smoothing)), loss_N[[0, 1, 3]].sum(), rtol=1e-9)
+    factors_N = share * WEIGHTS.double()[LABELS] + (1 - share) * WEIGHTS.double()[PARTNERS]
+    weighted = loss_sum(logits(), targets, Loss("bce", smoothing, WEIGHTS))
+    assert torch.allclose(weighted, (factors_N * loss_N)[[0, 1, 3]].sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "power", "expected"),
+    [
+        ([10, 10], 1.0, [1, 1]),
+        ([30, 10], 1.0, [2 / 3, 2]),
+        ([1, 100], 0.5, [101 / 11, 10.1 / 11]),
+        ([4, 0, 4], 1.0, [1, 0, 1]),  # a class without images counts for nothing
+        ([7, 3], 0.0, [1, 1]),
+    ],
+)
+def test_balanced_weights_have_a_mean_of_1_over_the_images(
+    counts: list[int], power: float, expected: list[float]
+) -> None:
+    found = balanced_weights(counts, power)
+    assert found == pytest.approx(expected)
+    assert sum(c * w for c, w in zip(counts, found, strict=True)) == pytest.approx(sum(counts))

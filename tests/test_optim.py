@@ -22,6 +22,10 @@ HALF = math.sqrt(0.5)
         (Schedule(1.0, 4, 4, "cosine"), [0, 3, 4], [0.25, 1, 1]),  # nothing but warm-up
         (Schedule(1.0, 1, 1, "linear"), [0], [1]),
         (Schedule(1.0, 1, 0, "cosine"), [0], [1]),
+        (Schedule(9.0, 9, 0, "step"), [0, 2, 3, 5, 6, 8, 20], [9, 9, 0.9, 0.9, 0.09, 0.09, 0.09]),
+        (Schedule(1.0, 10, 2, "step"), [0, 1, 2, 4, 7], [0.5, 1, 1, 0.1, 0.01]),
+        (Schedule(1.0, 10, 4, "one-cycle"), [0, 2, 4, 7, 10, 11], [0.04, 0.52, 1, 0.500002, 4e-6, 4e-6]),
+        (Schedule(1.0, 4, 0, "one-cycle"), [0, 2, 4], [1, 0.500002, 4e-6]),
     ],
 )
 def test_schedule(schedule: Schedule, steps: list[int], expected: list[float]) -> None:
@@ -45,6 +49,20 @@ def test_schedule_is_pinned_to_the_bit() -> None:
 def test_warm_up_in_steps(warmup_epochs: float, steps_per_epoch: int, warmup: int) -> None:
     built = build_schedule(OptimConfig(warmup_epochs=warmup_epochs), steps_per_epoch)
     assert (built.warmup, built.total) == (warmup, 20 * steps_per_epoch)
+
+
+def test_one_cycle_is_torchs_own() -> None:
+    """Torch's last step has the lowest rate, ours comes one before it: so torch's is given one step more."""
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2.0, 41, pct_start=11 / 41, cycle_momentum=False)
+    ours = Schedule(2.0, 40, 10, "one-cycle")
+    seen = []
+    for _ in range(40):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert [ours(step) for step in range(40)] == pytest.approx(seen)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shard_files import jpg, picture
 from split_files import CLASSES, make_reader, make_split, read_split
 
@@ -15,7 +16,7 @@ from distcnn.data.decode import decode
 from distcnn.data.loader import BadSample, Loader, Tile, TileRequest, training_requests
 from distcnn.data.order import EpochOrder, Geometry
 from distcnn.data.shards import SplitReader
-from distcnn.data.views import View
+from distcnn.data.views import ProgressiveView, View
 
 COUNTS = (30, 1, 0, 17, 64, 2, 9)  # 123 samples
 SIZES = ((12, 12), (20, 9), (7, 31), (40, 40))
@@ -204,3 +205,15 @@ def test_an_image_of_another_size_than_the_set_has_is_scaled_and_not_cached(tmp_
             seen_by.append(list(seen(tile)))
             assert tile.weights.tolist() == [1] * 5
     assert all(rows == seen_by[0] for rows in seen_by)
+
+
+def test_the_epoch_chooses_the_size(square: Path) -> None:
+    """The pixels are those of a loader of that size alone, whatever came before, prefetched or not."""
+    reader = reader_of(square)
+    progressive = Loader(reader, ProgressiveView.of((6, 10), 4, 0.5), 5, threads=2, prefetch=2)
+    for epoch, side in ((0, 6), (3, 10), (1, 6)):
+        alone = Loader(reader, View(side, "random-resized", 0.5), 5)
+        requests = list(training_requests(EpochOrder(reader.counts, Geometry(16, 4), 5, epoch), range(4)))
+        for mine, wanted in zip(progressive.steps(requests), alone.steps(requests), strict=True):
+            for tile, other in zip(mine, wanted, strict=True):
+                assert tile.images.shape[1:] == (side, side, 3) and torch.equal(tile.images, other.images)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_files import picture
 
-from distcnn.data.views import RATIO_RANGE, View, resize_into
+from distcnn.data.views import RATIO_RANGE, ProgressiveView, View, resize_into
 
 N = 20_000
 
@@ -92,6 +92,23 @@ CENTERS = [((256, 256), (16, 16, 224, 224)), ((256, 512), (16, 144, 224, 224)), 
 @pytest.mark.parametrize(("size", "expected"), [*CENTERS, ((9, 400), (0, 196, 8, 8))])
 def test_center_boxes(size: tuple[int, int], expected: tuple[int, ...]) -> None:
     assert boxes_of(View(224, "center"), *size, 1).tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "expected"),
+    [
+        ((8,), 3, [8, 8, 8, 8]),
+        ((8, 16), 4, [8, 8, 16, 16, 16]),
+        ((8, 16), 3, [8, 8, 16, 16]),
+        ((16, 8, 24), 2, [16, 8, 24]),  # more sizes than epochs: some never come
+        ((4, 4, 4, 6), 8, [4, 4, 4, 4, 4, 4, 6, 6]),
+    ],
+)
+def test_sizes_in_turn_for_equal_shares_of_the_epochs(sizes: tuple[int, ...], epochs: int, expected: list[int]) -> None:
+    view = ProgressiveView.of(sizes, epochs, 0.5)
+    assert [view.at(epoch).size for epoch in range(len(expected))] == expected
+    assert view.at(0) == View(sizes[0], "random-resized", 0.5) and view.size == max(sizes)
+    assert View(8, "center").at(7) == View(8, "center")
 
 
 @pytest.mark.parametrize(("size", "scale"), [(0, 0.5), (8, 0.0), (8, 1.5)])
