@@ -115,8 +115,8 @@ def reduction(box: Sequence[int], size: int) -> int:
 def resize_into(slot: Pixels, pixels: Pixels, box: Sequence[int]) -> None:
     """Cut `box` (top, left, height, width) out of (H, W, 3) pixels and scale it into `slot` (S, S, 3), contiguous.
 
-    Bilinear with antialias. torch's kernel for uint8 writes straight into the slot: of the four ways measured the
-    fastest (benchmarks/LOG.md).
+    Bilinear with antialias. torch's kernel for uint8 writes straight into the slot: of those that average where they
+    scale down the fastest (benchmarks/LOG.md).
     """
     top, left, height, width = box
     cut_HWC = pixels[top : top + height, left : left + width]
