@@ -40,7 +40,7 @@ from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
 from distcnn.tracking import Tracker
-from distcnn.world import World, torchrun_restarts
+from distcnn.world import World, accelerates_precision, torchrun_restarts
 
 
 @dataclass
@@ -112,6 +112,16 @@ def check_lanes(config: TrainConfig, world: World, console: Console) -> None:
             )
     elif most & (most - 1) and world.size > 1:
         console.warn(f"{most} tiles a process are no power of two: sums differ in the last bits from one process's")
+
+
+def check_precision(config: TrainConfig, console: Console) -> None:
+    """Say so where Accelerate's launcher was asked for a precision that the config does not have."""
+    asked = accelerates_precision()
+    if asked not in ("", "no", config.run.mixed_precision):
+        console.warn(
+            f"accelerate launch asks for mixed precision {asked}, which is not used: the run's own flags decide;"
+            f" give --mixed-precision {asked} to train.py"
+        )
 
 
 def claim_run(config: TrainConfig, runtime: Runtime, console: Console) -> Path | None:

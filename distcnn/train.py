@@ -26,6 +26,7 @@ from distcnn.job import (
     begin_tracking,
     build_job,
     check_lanes,
+    check_precision,
     claim_run,
     is_over,
     restore,
@@ -61,6 +62,7 @@ def train(config: TrainConfig, world: World, watch: Callable[[Job], None] | None
     console = Console(world.is_main, config.run.quiet)
     dataset = open_dataset(config, world)
     check_lanes(config, world, console)
+    check_precision(config, console)
     with StopRequest(config.output, world.is_main, 60 * config.run.time_limit) as stop:
         runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
         if runtime.device.type == "cpu":

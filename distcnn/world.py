@@ -117,6 +117,11 @@ def launched_alone_by_accelerate(environ: Mapping[str, str] | None = None) -> bo
     return on_cpu and "MASTER_ADDR" in env and not any(name in env for name in ("RANK", *MPI_RANKS))
 
 
+def accelerates_precision(environ: Mapping[str, str] | None = None) -> str:
+    """What `accelerate launch --mixed_precision` or its config file asked for: no, fp16, bf16, fp8; "" if nothing."""
+    return (os.environ if environ is None else environ).get("ACCELERATE_MIXED_PRECISION", "")
+
+
 def _integer(env: Mapping[str, str], name: str) -> int | None:
     text = env.get(name)
     if text is None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from distcnn.config import from_flat
+from distcnn.console import Console
 from distcnn.errors import UserError
+from distcnn.job import check_precision
 from distcnn.launchers import forgotten_processes
 
 ALONE = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
@@ -30,3 +33,15 @@ def test_how_many_were_asked_for(environ: dict[str, str], parent: list[str], pro
 def test_a_number_that_cannot_be_found_is_said(parent: list[str]) -> None:
     with pytest.raises(UserError, match="give it --num_processes on the command line"):
         forgotten_processes(ALONE, parent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "flag", "said"), [("bf16", "no", True), ("bf16", "bf16", False), ("no", "bf16", False)]
+)
+def test_a_precision_that_only_the_launcher_was_given_is_not_passed_over_in_silence(
+    asked: str, flag: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    check_precision(from_flat({"mixed_precision": flag}), Console(True))
+    told = " ".join(capsys.readouterr().err.split())
+    assert (f"give --mixed-precision {asked} to train.py" in told) == said
