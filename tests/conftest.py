@@ -33,12 +33,18 @@ def digits_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # What starts many real processes, a SLURM or network hosts and depends on their timing: `pytest -m slow`.
 SLOW = ("faults/", "slurm/", "launch/test_hosts.py", "data/prepare/test_prepare_staging.py", "verify/test_proof")
-SLOW_TOO = ("verify/test_verify.py", "verify/test_mutants.py", "verify/test_tampered.py", "test_tutorial.py", "test_compile.py")
+SLOW_TOO = (
+    "verify/test_verify.py",
+    "verify/test_mutants.py",
+    "verify/test_tampered.py",
+    "test_tutorial.py",
+    "test_compile.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow ones by their place."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW + SLOW_TOO):
+        if item.path.relative_to(here).as_posix().startswith(SLOW + SLOW_TOO + SLOW_TOP):
             item.add_marker(pytest.mark.slow)

@@ -33,7 +33,7 @@ from tests.support import ROOT, clean_environment, python, torchrun
 
 KINDS = ("rank", "ranks", "launcher", "save")
 SECONDS = 300.0  # that any single thing may take
-ORPHAN_SECONDS = 40.0  # that ranks may live without their launcher: they save themselves first
+ORPHAN_SECONDS = 60.0  # that ranks may live without their launcher: they save themselves first
 
 
 @dataclass
