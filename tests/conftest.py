@@ -46,5 +46,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow ones by their place."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW + SLOW_TOO + SLOW_TOP):
+        if item.path.relative_to(here).as_posix().startswith(SLOW + SLOW_TOO):
             item.add_marker(pytest.mark.slow)
