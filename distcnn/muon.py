@@ -33,12 +33,12 @@ def orthogonalised(rows_BRC: torch.Tensor) -> torch.Tensor:
     x = rows_BRC if wide else rows_BRC.mT
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-20)  # no singular value above 1
     gram = x @ x.mT
-    whole = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
-    for _ in range(ITERATIONS):
+    for iteration in range(ITERATIONS):  # whole: the product of the factors so far
         factor = b * gram + c * (gram @ gram)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        whole = factor @ whole
-        gram = factor @ gram @ factor
+        whole = factor @ whole if iteration else factor
+        if iteration < ITERATIONS - 1:
+            gram = factor @ gram @ factor
     y: torch.Tensor = whole @ x
     return y if wide else y.mT
 
