@@ -33,12 +33,14 @@ def orthogonalised(rows_BRC: torch.Tensor) -> torch.Tensor:
     x = rows_BRC if wide else rows_BRC.mT
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-20)  # no singular value above 1
     gram = x @ x.mT
-    for iteration in range(ITERATIONS):  # whole: the product of the factors so far
+    whole: torch.Tensor | None = None  # the product of the factors so far
+    for iteration in range(ITERATIONS):
         factor = b * gram + c * (gram @ gram)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        whole = factor @ whole if iteration else factor
+        whole = factor if whole is None else factor @ whole
         if iteration < ITERATIONS - 1:
             gram = factor @ gram @ factor
+    assert whole is not None
     y: torch.Tensor = whole @ x
     return y if wide else y.mT
 
