@@ -142,6 +142,15 @@ def make_training_loader(
 ) -> Loader:
     """The loader of the training split, or of the stream that stands in its place. `device`: where tiles go."""
     data = config.data
+    if data.decode == "nvjpeg":
+        from distcnn.data.nvjpeg import NvjpegLoader, check_decoder
+
+        if data.loader != "exact":
+            raise UserError("--decode nvjpeg needs --loader exact")
+        check_decoder(device)
+        reader = SplitReader(dataset.root, dataset.manifest.split(data.train_split))
+        view = make_view(config, dataset, True)
+        return NvjpegLoader(reader, view, config.run.seed, threads, PREFETCH_STEPS, device)
     if data.loader == "exact":
         return make_loader(config, dataset, data.train_split, True, threads, device.type != "cpu", device)
     from distcnn.data.stream import Stream, StreamLoader, stream_shards

@@ -50,6 +50,8 @@ class DataConfig:
     """More training augmentation, any of: trivial-augment color-jitter=0.4 erasing=0.25 cutout=8"""
     cache: Literal["auto", "off", "host"] = "auto"
     """Keep decoded images in memory. auto: host where the whole split takes less than 1 GiB."""
+    decode: Literal["cpu", "nvjpeg"] = "cpu"
+    """nvjpeg: decode, cut and scale training images on the GPU; their pixels differ a little, so it is another run."""
     loader: Literal["exact", "stream"] = "exact"
     """exact: each sample once, in an order that resumes. stream: shards that cannot be indexed, drawn by webdataset
     with replacement; nothing is promised of what comes."""

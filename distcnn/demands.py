@@ -48,6 +48,8 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     once = len({word.partition("=")[0] for word in data.augment}) == len(data.augment)
     yield once, "augment", "each of them once"
     exact = data.loader == "exact"
+    kept = data.decode == "nvjpeg" and data.cache == "host"
+    yield not kept, "decode", "keeps no pixels in memory: --cache auto or off"
     yield not (exact and data.allow_pipe), "allow_pipe", "--loader stream only"
     yield not (exact and data.stream_samples), "stream_samples", "--loader stream only"
     yield data.stream_samples >= 0, "stream_samples", "must be >= 0 (0: as many as the split has)"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from distcnn.data.cache import PixelCache
+from distcnn.data.decode import Pixels
 from distcnn.data.fill import BadSample as BadSample
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.order import EpochOrder, Ids
@@ -78,6 +79,8 @@ class Loader:
     which on a machine without a GPU is faster than fighting over the cores. cache_shape: keep the decoded pixels of
     every sample in memory, (height, width) of them all. reduce: see `Filler`. device: where tiles go, see upload.py.
     """
+
+    _on_host = True  # images are made in host memory, in a buffer of `_upload`
 
     def __init__(
         self,
@@ -147,21 +150,26 @@ class Loader:
         found = self.reader.find(ids)
         epoch = requests[0].epoch
         view = self.view.at(epoch)
-        buffer = self._upload.buffer(len(ids), view.size)
-        images = buffer.pixels
+        buffer = self._upload.buffer(len(ids) if self._on_host else 0, view.size)
         begun = time.perf_counter()
         self.stats.collate_seconds += begun - started
-        chunks: list[Future[Filled] | Filled] = []
+        chunks = self._begin_filling(ids, found, buffer.pixels, epoch, view)
         if self._pool is None:
-            chunks = [self._filler.fill(ids, found, images, epoch, view)]
             self.stats.wait_seconds += time.perf_counter() - begun
-        else:
-            size = max(-(-MIN_CHUNK_PIXELS // view.size**2), -(-len(ids) // self.threads))
-            for begin in range(0, len(ids), size):
-                part = slice(begin, begin + size)
-                job = (ids[part], found.part(part), images[part], epoch, view)
-                chunks.append(self._pool.submit(self._filler.fill, *job))
         return _Step(requests, ids, found, buffer, chunks)
+
+    def _begin_filling(
+        self, ids: Ids, found: Found, images: Pixels, epoch: int, view: View
+    ) -> Sequence[Future[Filled] | Filled]:
+        """Fill `images` (n, S, S, 3), in parts of a size that is worth a task."""
+        if self._pool is None:
+            return [self._filler.fill(ids, found, images, epoch, view)]
+        size = max(-(-MIN_CHUNK_PIXELS // view.size**2), -(-len(ids) // self.threads))
+        parts = [slice(begin, begin + size) for begin in range(0, len(ids), size)]
+        return [
+            self._pool.submit(self._filler.fill, ids[part], found.part(part), images[part], epoch, view)
+            for part in parts
+        ]
 
     def _finish(self, step: _Step) -> list[Tile]:
         started = time.perf_counter()
@@ -182,7 +190,7 @@ class Loader:
         self.stats.samples += len(step.ids)
         labels = torch.from_numpy(step.found.columns["label"].astype(np.int64))
         collated = time.perf_counter()
-        images, labels, weights = self._upload.send(step.buffer, labels, weights)
+        images, labels, weights = self._send(step.buffer, chunks, labels, weights)
         sent = time.perf_counter()
         tiles, start = [], 0
         for request in step.requests:
@@ -193,6 +201,10 @@ class Loader:
         self.stats.transfer_seconds += sent - collated
         self.stats.collate_seconds += time.perf_counter() - waited - (sent - collated)
         return tiles
+
+    def _send(self, buffer: HostBuffer, chunks: Sequence[Filled], *others: torch.Tensor) -> list[torch.Tensor]:
+        """The step's images and `others` on the device."""
+        return self._upload.send(buffer, *others)
 
 
 @dataclass(frozen=True)

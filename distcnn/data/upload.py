@@ -10,6 +10,7 @@ n samples, S pixels a side.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,9 +62,13 @@ class Upload:
         with self._streams.stream(self._side):
             sent = [part.to(self.device, non_blocking=True) for part in parts]
             buffer.copied.record(self._side)
-        computing = self._streams.current_stream(self.device)
-        computing.wait_event(buffer.copied)
-        if self._gpu:
-            for part in sent:  # their memory is the side stream's: not to be given away while it is computed with
-                part.record_stream(computing)
+        self.receive(sent, buffer.copied)
         return sent
+
+    def receive(self, made: Iterable[torch.Tensor], ready: Any) -> None:
+        """Let the stream that is current here wait for the event `ready`, at which another stream has `made` these."""
+        computing = self._streams.current_stream(self.device)
+        computing.wait_event(ready)
+        if self._gpu:
+            for tensor in made:  # its memory is the other stream's: not to be given away while it is computed with
+                tensor.record_stream(computing)
