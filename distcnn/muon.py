@@ -147,23 +147,37 @@ class Lamb(_Skipping):
         """One step; `closure` is not supported."""
         assert closure is None
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                go = self._go(p.device)
-                gradient = torch.where(go > 0, p.grad, 0.0)
-                mean, square, count = self._state(p, "exp_avg", "exp_avg_sq", "steps")
-                count += go
-                mean.lerp_(gradient, (1 - beta1) * go)
-                square.lerp_(gradient * gradient, (1 - beta2) * go)
-                steps = count.clamp(min=1).to(torch.float64)  # the first steps may all have been left out
-                unbiased = (square / (1 - beta2**steps).to(square.dtype)).sqrt_().add_(LAMB_EPSILON)
-                update = mean / (1 - beta1**steps).to(mean.dtype) / unbiased
-                if group["weight_decay"]:
-                    update.add_(p, alpha=group["weight_decay"])
-                    update.mul_(_trust(torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)))
-                p.sub_(update * (group["lr"] * go))
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._group_step(group, params)
+
+    def _group_step(self, group: dict[str, Any], params: Tensors) -> None:
+        beta1, beta2 = group["betas"]
+        go = self._go(params[0].device)
+        gradients = [torch.where(go > 0, p.grad, 0.0) for p in params if p.grad is not None]
+        states = [self._state(p, "exp_avg", "exp_avg_sq", "steps") for p in params]
+        means, squares, counts = ([state[place] for state in states] for place in range(3))
+        _follow(means, gradients, (1 - beta1) * go)
+        _follow(squares, torch._foreach_mul(gradients, gradients), (1 - beta2) * go)
+        torch._foreach_add_(counts, go)
+        steps = counts[0].clamp(min=1).to(torch.float64)  # the first steps may all have been left out
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, (1 - beta2**steps).float()))
+        torch._foreach_add_(roots, LAMB_EPSILON)
+        updates = torch._foreach_div(means, (1 - beta1**steps).float())
+        torch._foreach_div_(updates, roots)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            norms = zip(torch._foreach_norm(params), torch._foreach_norm(updates), strict=True)
+            torch._foreach_mul_(updates, [_trust(weight, update) for weight, update in norms])
+        torch._foreach_mul_(updates, group["lr"] * go)
+        torch._foreach_sub_(params, updates)
+
+
+def _follow(averages: Tensors, values: Tensors | tuple[torch.Tensor, ...], share: torch.Tensor) -> None:
+    """Move each average by `share`, a scalar on the device, of its way to the value."""
+    apart = torch._foreach_sub(values, averages)
+    torch._foreach_mul_(apart, share)
+    torch._foreach_add_(averages, apart)
 
 
 def _trust(weight: torch.Tensor, update: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str,
         "best/epoch": job.best["epoch"],
         "train_samples": len(job.loader.reader),
         "val_samples": evaluation.samples,
-        "epochs": job.config.optim.epochs,
+        "epochs": job.position.epoch,  # fewer than asked for where --patience ended it
         "steps": job.position.total,
         "wall_seconds": round(seconds, 3),
         "images_per_second": round(job.meter.total_samples / max(job.meter.total_seconds, 1e-9), 1),

@@ -126,7 +126,7 @@ def test_patience_ends_a_run_for_good(stripes_set: Path, tmp_path: Path) -> None
     config = small_config(stripes_set, tmp_path / "run", epochs=9, lr=1e-12, patience=2, ema_decay=0.0)
     results = simulate(config, 2)
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "val/top1" in row]
-    assert len(rows) == 3 and results["steps"] == 9 and results["status"] == "complete"
+    assert len(rows) == results["epochs"] == 3 and results["steps"] == 9 and results["status"] == "complete"
     assert simulate(config, 1)["steps"] == 9
     assert len([row for row in read_rows(tmp_path / "run" / METRICS) if "val/top1" in row]) == 3
 
