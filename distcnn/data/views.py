@@ -126,7 +126,8 @@ def resize_into(slot: Pixels, pixels: Pixels, box: Sequence[int]) -> None:
         return
     if not cut_HWC.flags.writeable:  # Pillow's pixels; torch warns of them
         cut_HWC = cut_HWC.copy()
-    # 1 H W 3 -> 1 3 H W: the strides of channels_last take the vectorised path, given an output that has them too
-    cut_NCHW = torch.from_numpy(cut_HWC[None]).permute(0, 3, 1, 2)
-    out_NCHW = torch.from_numpy(slot[None]).permute(0, 3, 1, 2)
+    # 1 H W 3 -> 1 3 H W: the strides of channels_last take the vectorised path, given an output that has them too. By
+    # numpy, since each call of torch lets another thread have the interpreter, and waits to get it back.
+    cut_NCHW = torch.from_numpy(cut_HWC.transpose(2, 0, 1)[None])
+    out_NCHW = torch.from_numpy(slot.transpose(2, 0, 1)[None])
     _resize(cut_NCHW, [side, side], False, None, None, out=out_NCHW)
