@@ -12,7 +12,6 @@ import os
 import re
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +34,7 @@ from distcnn.tree import BinaryCounter, tree_sum
 from distcnn.world import World, agents_store, bound_processes
 
 TIMEOUT_SECONDS = 900
+MOST_PAIRED = 8  # ranks up to which pairs pass the whole sum on; see benchmarks/SCALING.md
 
 
 class Runtime:
@@ -76,7 +76,9 @@ class Runtime:
         if self.device.type == "cuda":
             choose_kernels(exact=self.tree)
             self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._pairs = _pair_groups(world)
+        node = self._ranks_of_a_node()  # in pairs of nodes, all ranks of a node would send the same at once
+        self._pairs = _pair_groups(world) if world.size <= MOST_PAIRED and node in (1, world.size) else []
+        self._stages = [] if self._pairs else _stage_groups(world, node)
         self._gradients = BinaryCounter()
         self._extras = BinaryCounter()
         self._parameters: list[nn.Parameter] = []
@@ -222,24 +224,26 @@ class Runtime:
     def _tree_all_reduce(self, flat: torch.Tensor) -> None:
         """Sum (n,) over the ranks in place, by the tree.
 
-        For a power of two of ranks: all-reduces between pairs, level by level (recursive doubling). A sum of two has
-        one result whatever the backend does inside. For other numbers: chunks go to their owners, each owner adds the
-        R pieces by the tree, and the chunks come back: the bytes of a ring all-reduce.
+        For a few ranks, a power of two: all-reduces between pairs, level by level (recursive doubling). A sum of two
+        has one result whatever the backend does inside. Else: chunks go to their owners, each owner adds the R pieces
+        by the tree, and the chunks come back: the bytes of a ring. On several nodes with a power of two of ranks each,
+        first among the ranks of a node; the owners of a chunk then do likewise among the nodes.
         """
         if self.world.size == 1 or not flat.numel():
             return
-        if self._pairs:
-            for group in self._pairs:
-                dist.all_reduce(flat, group=group)
-            return
-        ranks = self.world.size
-        chunk = -(-flat.numel() // ranks)
-        sent = nn.functional.pad(flat, (0, ranks * chunk - flat.numel()))
-        pieces = torch.empty_like(sent)
-        dist.all_to_all_single(pieces, sent)
-        total = tree_sum(list(pieces.view(ranks, chunk)))
-        dist.all_gather(list(sent.view(ranks, chunk)), total)
-        flat.copy_(sent[: flat.numel()])
+        for group in self._pairs:
+            dist.all_reduce(flat, group=group)
+        if self._stages:
+            _add_chunks(flat, self._stages)
+
+    def _ranks_of_a_node(self) -> int:
+        """How many ranks each node has, if that is a power of two on every node and they are in order; else 1."""
+        mine = np.zeros((self.world.size, 2), dtype=np.int64)
+        mine[self.world.rank] = self.world.local_size, self.world.local_rank
+        every = self.sum_integers(mine)
+        size = int(every[0, 0])
+        alike = (every[:, 0] == size).all() and (every[:, 1] == np.arange(self.world.size) % size).all()
+        return size if alike and not size & (size - 1) else 1
 
 
 def broken_by_another(error: BaseException) -> bool:
@@ -298,33 +302,6 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class Flags:
-    """Reads small sums that all ranks have, without making a GPU wait: there, those of LAG steps ago.
-
-    Every rank reads the same values at the same step, so what is decided by them is decided by all.
-    """
-
-    LAG = 2
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._under_way: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
-
-    def read(self, values: torch.Tensor) -> list[float]:
-        """The numbers of (n,) `values`; on a GPU those handed in LAG calls ago, at first zeros."""
-        if not self._on_gpu:
-            return values.tolist()
-        copied, event = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.copy_(values, non_blocking=True)
-        event.record()
-        self._under_way.append((event, copied))
-        if len(self._under_way) <= self.LAG:
-            return [0.0] * len(values)
-        event, copied = self._under_way.popleft()
-        event.synchronize()
-        return copied.tolist()
-
-
 def _pair_groups(world: World) -> list[dist.ProcessGroup]:
     """This rank's partners, nearest level first: groups of two whose ranks differ in one bit. Empty if R is no 2^k."""
     if world.size & (world.size - 1):
@@ -336,6 +313,31 @@ def _pair_groups(world: World) -> list[dist.ProcessGroup]:
             if world.rank in (low, low | 1 << level):
                 mine.append(group)
     return mine
+
+
+def _stage_groups(world: World, node: int) -> list[dist.ProcessGroup]:
+    """This rank's groups, nearest first: the `node` ranks of its node, and those at its place on all nodes."""
+    if node in (1, world.size):
+        return [dist.group.WORLD] if world.size > 1 and dist.group.WORLD is not None else []
+    sets = [range(first, first + node) for first in range(0, world.size, node)]
+    sets += [range(place, world.size, node) for place in range(node)]
+    made = [(ranks, dist.new_group(list(ranks))) for ranks in sets]
+    return [group for ranks, group in made if world.rank in ranks]
+
+
+def _add_chunks(flat: torch.Tensor, groups: list[dist.ProcessGroup]) -> None:
+    """Sum (n,) over the ranks of the first group, then of the next, in place, each by the tree."""
+    group, *others = groups
+    ranks = dist.get_world_size(group)
+    chunk = -(-flat.numel() // ranks)
+    sent = nn.functional.pad(flat, (0, ranks * chunk - flat.numel()))
+    pieces = torch.empty_like(sent)
+    dist.all_to_all_single(pieces, sent, group=group)
+    total = tree_sum(list(pieces.view(ranks, chunk)))
+    if others:
+        _add_chunks(total, others)
+    dist.all_gather(list(sent.view(ranks, chunk)), total, group=group)
+    flat.copy_(sent[: flat.numel()])
 
 
 def _tree_hook(runtime: Runtime, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -21,11 +21,12 @@ from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
 from distcnn.data.order import EpochOrder
-from distcnn.distributed import Flags, Runtime, broken_by_another, process_cores
+from distcnn.distributed import Runtime, broken_by_another, process_cores
 from distcnn.ema import Ema
 from distcnn.errors import LostRank, UserError
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
+from distcnn.lag import Flags
 from distcnn.limits import refuse_what_is_not_finite
 from distcnn.losses import Loss
 from distcnn.meter import Meter

@@ -24,6 +24,7 @@ LEVELS = [
         "trivial",
         "memory",
         "kernels",
+        "lag",
         "batchnorm",
         "models",
         "fastnets",

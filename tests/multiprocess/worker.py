@@ -11,12 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from distcnn import distributed
 from distcnn.config import RunConfig, load_toml
 from distcnn.distributed import Runtime
 from distcnn.errors import UserError
 from distcnn.train import train
 from distcnn.tree import tree_sum
 from distcnn.world import read_world
+
+
+def check_stages(runtime: Runtime) -> None:
+    """As if the processes were on two nodes of this machine."""
+    before = runtime._pairs, runtime._stages
+    runtime._pairs, runtime._stages = [], distributed._stage_groups(runtime.world, 2)
+    assert len(runtime._stages) == 2
+    check_sums(runtime)
+    runtime._pairs, runtime._stages = before
 
 
 def check_sums(runtime: Runtime) -> None:
@@ -56,6 +66,8 @@ def main() -> None:
     Runtime.close = lambda runtime: None  # type: ignore[method-assign]  # torchrun's store takes one group
     runtime = Runtime(RunConfig(device="cpu"), world, threads=1)
     check_sums(runtime)
+    if world.size == 4:
+        check_stages(runtime)
     check_gathering(runtime)
     for path in map(Path, sys.argv[1:]):
         try:
