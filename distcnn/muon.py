@@ -159,7 +159,7 @@ class Lamb(_Skipping):
         means, squares, counts = ([state[place] for state in states] for place in range(3))
         _follow(means, gradients, (1 - beta1) * go)
         _follow(squares, torch._foreach_mul(gradients, gradients), (1 - beta2) * go)
-        torch._foreach_add_(counts, go)
+        torch._foreach_add_(counts, [go] * len(counts))  # a scalar tensor by itself would be read
         steps = counts[0].clamp(min=1).to(torch.float64)  # the first steps may all have been left out
         roots = torch._foreach_sqrt(torch._foreach_div(squares, (1 - beta2**steps).float()))
         torch._foreach_add_(roots, LAMB_EPSILON)
