@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from distcnn.cli import main
+from distcnn.config import ModelConfig
 from distcnn.data.order import EpochOrder
 from distcnn.data.shards import SplitReader
 from distcnn.errors import UserError
@@ -22,10 +23,12 @@ from distcnn.outcome import FOLDER, LAST
 from distcnn.pictures import tile
 from distcnn.report.curves import MAX_POINTS, samples_text, thinned
 from distcnn.report.gather import RunFacts, differences, gather
+from distcnn.report.network import network, stages_of
 from distcnn.report.page import page
 from distcnn.report.samples import SIDE, case_pictures, training_batch
 from distcnn.report.summary import advice, summary
 from distcnn.sessions import SESSIONS, start_row
+from distcnn.shapes import layer_shapes, meta_model
 from distcnn.text import shown
 from tests.harness import simulate, small_config
 from tests.support import stripes
@@ -100,7 +103,7 @@ def test_names_are_text_and_the_page_needs_nothing_else(runs: Path) -> None:
     assert "<i>s.tar" in seen.words and "<b>\\udcff" in seen.words
     assert re.findall(r"(?:https?:)?//[^\"'\s)]+", re.sub(r"data:[^\"]+", "", text)) == []
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
-    assert text.count("<picture>") == text.count("<source ") == 10, "four curves, three of speed and of the evaluation"
+    assert text.count("<picture>") == text.count("<source ") == 11, "4 curves, 3 of speed, 3 of evaluation, 1 network"
 
 
 def test_several_runs_share_their_axes_and_differ_in_their_settings(runs: Path) -> None:
@@ -108,7 +111,7 @@ def test_several_runs_share_their_axes_and_differ_in_their_settings(runs: Path) 
     rows = dict(differences(both))
     assert set(rows) == {"data", "lr", "crop", "flip", "mixup", "cutmix"} and rows["lr"] == ["0.01", "0.003"]
     text = page(both)
-    assert text.count("<picture>") == 4 + 1 + 2 * 3
+    assert text.count("<picture>") == 4 + 1 + 2 * (3 + 1)
     words = _Seen(text).words
     assert "Settings that differ" in words and "Evaluation - plain" in words and words.count("0.01") >= 1
 
@@ -129,6 +132,26 @@ def test_what_is_said_of_a_finished_run(runs: Path) -> None:
     assert said["best top-1"].endswith(f"after epoch {int(results['best/epoch']) + 1}")
     assert "67 images in train, 37 images in val" in said["data set"] and said["network"].startswith("cnn, ")
     assert run.speed() == results["images_per_second"] and "top-5" not in said, "of five classes it says nothing"
+
+
+def test_the_network_is_drawn_stage_by_stage(runs: Path) -> None:
+    resnet = meta_model(ModelConfig(model="resnet18"), 5, 64)
+    stages = stages_of(layer_shapes(resnet, 8, 64), 64)
+    assert [(stage.channels, stage.side, stage.layers) for stage in stages] == [
+        (3, 64, 0),
+        (64, 32, 1),
+        (64, 16, 5),
+        (128, 8, 5),
+        (256, 4, 5),
+        (512, 2, 5),
+        (5, 1, 2),
+    ]
+    run = facts(runs / "plain")
+    drawn = network(run)
+    assert drawn is not None and drawn[0].alt.startswith("sizes of maps: 3 x 8 x 8 to ")
+    parameters = run.machine["parameters"]
+    assert f"{parameters:,} parameters" in drawn[1] and drawn[1] in page([run])
+    assert network(dataclasses.replace(run, dataset=None)) is None, "its input is not known"
 
 
 def test_the_pictures_are_those_of_the_samples_named(runs: Path, hostile_set: Path) -> None:

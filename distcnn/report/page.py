@@ -17,6 +17,7 @@ from distcnn.pictures import uri
 from distcnn.plotting import Plot, plot
 from distcnn.report.curves import PARTS_SHOWN, curves, speed
 from distcnn.report.gather import RunFacts, differences, spoken
+from distcnn.report.network import network
 from distcnn.report.samples import case_pictures, training_batch
 from distcnn.report.summary import advice, commit_of, summary
 from distcnn.text import counted
@@ -39,6 +40,7 @@ def page(runs: Sequence[RunFacts]) -> str:
         sections += [
             section(f"Evaluation{where}", _evaluation(run)),
             section(f"Samples worth a look{where}", _cases(run)),
+            section(f"Network{where}", _network(run)),
             section(f"A training batch as the network sees it{where}", _batch(run)),
             section(f"Starts{where}", _sessions(run) + _ranks(run)),
             section(f"Settings and environment{where}", _settings(run)),
@@ -230,6 +232,14 @@ def _case_table(cases: Sequence[Case], found: Outcome) -> str:
     headers = ("is", "taken for", "confidence", "loss", "sample")
     shown, more = (table(headers, part, 2) for part in (rows[:CASES_SHOWN], rows[CASES_SHOWN:]))
     return shown + (_folded(f"{len(rows) - CASES_SHOWN} more", more) if len(rows) > CASES_SHOWN else "")
+
+
+def _network(run: RunFacts) -> str:
+    found = network(run)
+    if found is None:
+        return ""
+    drawing, words = found
+    return _plots([drawing]) + words
 
 
 def _batch(run: RunFacts) -> str:
