@@ -14,6 +14,7 @@ from tests.support import ROOT, command
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 import roof
+import scaling
 
 
 def test_a_convolution_is_counted_by_hand() -> None:
@@ -60,3 +61,23 @@ def test_kernels_are_told_apart_by_their_names(name: str, kind: str) -> None:
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path: Path) -> None:
     done = command([ROOT / "benchmarks" / "gpu.sh"], tmp_path, PYTHON=sys.executable)
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1 and "no GPU" in done.err
+
+
+def test_the_tables_of_the_model_on_paper_are_what_it_computes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaling.py"])
+    scaling.main()
+    written = (ROOT / "benchmarks" / "SCALING.md").read_text().splitlines()
+    missing = [line for line in capsys.readouterr().out.splitlines() if line not in written]
+    assert not missing, "python benchmarks/scaling.py, and copy them"
+
+
+def test_ways_agree_where_they_must() -> None:
+    """Of two ranks there is one way; by node is chunks on one node; nothing beats the bytes of a ring."""
+    net = scaling.Network("", 1e9, 1e9, latency=0.0)
+    for way in (scaling.ring, scaling.pairs, scaling.chunks, scaling.stages):
+        assert way(1e9, 2, net) == pytest.approx(1.0)
+    assert scaling.stages(1e9, 8, net) == scaling.chunks(1e9, 8, net) == scaling.ring(1e9, 8, net)
+    assert scaling.exposed([(2.0, 1), (1.0, 1), (0.0, 1)], lambda size: 0.5 * size) == pytest.approx(0.5)
+    assert scaling.exposed([(2.0, 1), (1.0, 1)], lambda size: 0.1 * size) == 0
