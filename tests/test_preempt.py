@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,16 @@ def soon(stop: StopRequest) -> bool:
     return stop.wanted()
 
 
+@pytest.fixture
+def hang_up_heard() -> Iterator[None]:
+    """As in a terminal, though these tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.usefixtures("hang_up_heard")
 def test_a_signal_is_noted_and_the_handlers_of_before_come_back(tmp_path: Path, number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
     with StopRequest(tmp_path, looks_for_file=False) as stop:
