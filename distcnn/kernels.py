@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from distcnn.world import fix_cublas_workspace
+
+
+@contextlib.contextmanager
+def in_any_order() -> Iterator[None]:
+    """Around sums of integers on a GPU, which are the same in any order: torch would warn of them as of all others."""
+    exact, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(exact, warn_only=warns)
 
 
 def choose_kernels(exact: bool) -> None:

@@ -44,11 +44,11 @@ class Loss:
         return cross_entropy(logits_NK, labels_N, weights_K, reduction="none", label_smoothing=self.smoothing)
 
     def _binary(self, logits_NK: torch.Tensor, targets: Targets) -> torch.Tensor:
-        wanted_NK = torch.zeros_like(logits_NK)
+        wanted_NK, classes_K = torch.zeros_like(logits_NK), torch.arange(logits_NK.shape[1], device=logits_NK.device)
         parts = ((targets.labels, targets.share), (targets.partner_labels, 1 - targets.share))
         for labels_N, share in parts:
             if share > TRUE_FROM:
-                wanted_NK.scatter_(1, labels_N[:, None], 1.0)
+                wanted_NK = torch.where(labels_N[:, None] == classes_K, 1.0, wanted_NK)
         wanted_NK = wanted_NK * (1 - self.smoothing) + self.smoothing / logits_NK.shape[1]
         loss_N = binary_cross_entropy_with_logits(logits_NK, wanted_NK, reduction="none").mean(1)
         if self.class_weights is not None:

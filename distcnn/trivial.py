@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from distcnn.data import keyed
 from distcnn.data.order import Ids
+from distcnn.kernels import in_any_order
 from distcnn.pixels import put_, to_device
 
 BINS = 31
@@ -177,7 +178,8 @@ def _equalize(images: torch.Tensor, s: Strengths) -> torch.Tensor:
     """Flattens the histogram of each channel, as Pillow's ImageOps.equalize does."""
     g, height, width, channels = images.shape
     planes = images.permute(0, 3, 1, 2).reshape(g * channels, -1).to(torch.int64)
-    histogram = planes.new_zeros((g * channels, 256)).scatter_add_(1, planes, torch.ones_like(planes))
+    with in_any_order():
+        histogram = planes.new_zeros((g * channels, 256)).scatter_add_(1, planes, torch.ones_like(planes))
     brightest = histogram.gather(1, planes.amax(dim=1, keepdim=True))  # pixels of the brightest value that occurs
     step = (height * width - brightest) // 255  # (g * C, 1)
     before = torch.cumsum(histogram, 1) - histogram

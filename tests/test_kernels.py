@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from distcnn.kernels import choose_kernels
+from distcnn.kernels import choose_kernels, in_any_order
 
 
 @pytest.fixture
@@ -42,3 +43,13 @@ def test_a_workspace_that_somebody_has_chosen_stays(as_before: None, monkeypatch
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     choose_kernels(exact=True)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_sums_of_integers_may_be_in_any_order(as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for exact in (True, False):
+        choose_kernels(exact)
+        with contextlib.suppress(KeyError), in_any_order():
+            assert not torch.are_deterministic_algorithms_enabled()
+            raise KeyError
+        assert torch.are_deterministic_algorithms_enabled() is exact

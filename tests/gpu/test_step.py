@@ -32,7 +32,8 @@ def forbid() -> Iterator[Any]:
     [
         *({"mixed_precision": precision} for precision in PRECISIONS),
         {"augment": ["trivial-augment", "color-jitter=0.4", "erasing=0.5", "cutout=4"], "crop": "translate"},
-        {"reduction": "ddp", "optimizer": "sgd", "loss": "bce", "balance": "sqrt"},
+        {"reduction": "ddp", "optimizer": "sgd", "balance": "sqrt"},
+        {"loss": "bce", "balance": "sqrt", "batch_norm": "sync"},
         {"optimizer": "lamb", "layer_decay": 0.9},
         {"model": "resnet9", "channels": [8, 8, 16, 16], "optimizer": "muon"},
         {"model": "resnet18", "optimizer": "sgd", "mixed_precision": "fp16"},
