@@ -95,6 +95,7 @@ def test_a_check_that_breaks_does_not_hide_the_others(monkeypatch: pytest.Monkey
     }
 
 
+@pytest.mark.slow
 def test_the_command_measures_processes_and_fails_if_something_does(digits_set: Path, tmp_path: Path) -> None:
     words = ("--data", digits_set, "--output", tmp_path, "--processes", "2")
     done = command(python("-m", "distcnn", "doctor", *words), ROOT)

@@ -66,6 +66,7 @@ def test_time_left_is_over_time_and_not_over_rows() -> None:
     assert seconds_left([{"samples_seen": 1, "val/top1": 0.5}], 500) is None
 
 
+@pytest.mark.slow
 def test_a_real_run_while_it_lives_when_it_is_killed_and_when_it_is_complete(tmp_path: Path, stripes_set: Path) -> None:
     run = tmp_path / "run"
     flags = ("--data", stripes_set, "--output", run, "--threads", "1", "--wandb-mode", "disabled", "--log-every", "1")

@@ -208,6 +208,7 @@ def test_what_fails_at_the_end_takes_nothing_else_with_it(tmp_path: Path) -> Non
     assert not wandb_file.artifacts(records, "model"), "WANDB_LOG_MODEL=false keeps checkpoints here"
 
 
+@pytest.mark.slow
 def test_an_end_that_hangs_is_left_behind(tmp_path: Path) -> None:
     said, records = ended(tmp_path, "hang")
     assert len(said) == 2 and said[0].startswith("W&B did not finish within 10 s; 'wandb sync ")

@@ -78,6 +78,7 @@ def test_evaluate_gives_the_numbers_of_the_training_run(run: Path, digits_set: P
     assert sum(line["label"] == line["predicted"] for line in lines) == round(results["val/top1"] * 359)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_and_predict_the_same(run: Path, digits_set: Path, tmp_path: Path) -> None:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "distcnn"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"

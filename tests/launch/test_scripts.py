@@ -83,6 +83,7 @@ def test_a_node_says_how_its_ranks_ended(tmp_path: Path, notes: list[int], torch
     assert (done.code, done.err) == (code, "")
 
 
+@pytest.mark.slow
 def test_a_launcher_that_does_not_end_after_its_ranks_is_ended(tmp_path: Path) -> None:
     python = fake(tmp_path, 'echo 1 > "$DISTCNN_VERDICTS/0"; trap "exit 1" INT; while :; do sleep 0.1; done')
     done = command(["bash", LAUNCH / "node.sh"], tmp_path, 30, DISTCNN_PYTHON=python, DISTCNN_GRACE="1")
@@ -105,6 +106,7 @@ def test_torchrun_by_hand_refuses_what_is_wrong_in_one_line(tmp_path: Path, word
     assert done.code == 2 and said in done.err and done.err.count("\n") == 1, done.err
 
 
+@pytest.mark.slow
 def test_by_hand_and_by_accelerate_it_is_the_same_run(tmp_path: Path, stripes_set: Path) -> None:
     flags = ("--data", stripes_set, *QUICK)
     python = {"DISTCNN_PYTHON": sys.executable}
