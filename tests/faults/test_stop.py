@@ -13,6 +13,7 @@ from tests.faults.ranks import Ranks, at_step, finish
 from tests.faults.runs import STEPS, assert_same, assert_tidy, flags, results, state
 
 SLOW = {-1: [("slow_steps", {"seconds": 0.05})]}
+SLOWER = {-1: [("slow_steps", {"seconds": 0.4})]}  # the stop file is looked for once a second
 
 
 def saved_step(run: Path) -> int:
@@ -31,7 +32,7 @@ def test_stopped_in_every_way_and_resumed_at_every_size(images: Path, tmp_path: 
     asked = [(2, signal.SIGTERM), (1, "stop"), (4, signal.SIGUSR1), (2, signal.SIGUSR2), (2, signal.SIGHUP)]
     middles = step = 0
     for number, (size, how) in enumerate(asked):
-        with Ranks(tmp_path / f"stop-{number}", size, words, SLOW) as ranks:
+        with Ranks(tmp_path / f"stop-{number}", size, words, SLOWER if how == "stop" else SLOW) as ranks:
             ranks.until(at_step(run, step + 2))  # this start has made a step: its signal handlers stand
             if isinstance(how, signal.Signals):
                 ranks.kill(size - 1, how)
