@@ -143,6 +143,9 @@ class OptimConfig:
     """Alpha of CutMix's Beta distribution; with both on, each tile draws one. 0: off."""
     ema_decay: float = 0.0
     """Decay per step of the averaged weights, which are then the ones evaluated. 0: off."""
+    lookahead: int = 0
+    """Average the weights as they are trained: every so many steps they are set back to slow ones, which have moved
+    towards them by 1 - 0.95^N (t/T)^3, so nearly all the way at first. 5 is usual. 0: off."""
     clip_grad_norm: float = 0.0
     """Largest gradient norm. 0: not clipped."""
     patience: int = 0

@@ -75,6 +75,8 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     for name, alpha in (("mixup", optim.mixup), ("cutmix", optim.cutmix)):
         yield alpha == 0 or ALPHAS[0] <= alpha <= ALPHAS[1], name, f"0 (off), or {ALPHAS[0]} to {ALPHAS[1]}"
     yield 0 <= optim.ema_decay < 1, "ema_decay", "must be in [0, 1)"
+    lookahead = optim.lookahead
+    yield lookahead == 0 or lookahead >= 2, "lookahead", "a number of steps from 2 on (5 is usual), 0 for off"
     yield 0 <= optim.clip_grad_norm < float("inf"), "clip_grad_norm", "must be >= 0 (0: not clipped)"
     yield optim.patience >= 0, "patience", "must be >= 0 (0: never)"
     yield 0 <= run.seed < 2**63, "seed", "must be in [0, 2**63)"

@@ -22,7 +22,7 @@ from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
 from distcnn.data.order import EpochOrder
 from distcnn.distributed import Runtime, broken_by_another, process_cores
-from distcnn.ema import Ema
+from distcnn.ema import Ema, Lookahead, first_share
 from distcnn.errors import LostRank, UserError
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
@@ -42,6 +42,8 @@ from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
 from distcnn.tracking import Tracker
 from distcnn.world import World, accelerates_precision, torchrun_restarts
+
+MOST_OF_FIRST = 0.01  # of the weights that a run with --lookahead begins with, at its end
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Job:
     stragglers: Stragglers
     blackbox: BlackBox
     ema: Ema | None = None
+    lookahead: Lookahead | None = None
     tracker: Tracker | None = None  # rank 0 only
     position: Position = field(default_factory=Position)
     ledger: Ledger = field(default_factory=Ledger)  # rank 0's holds what earlier processes counted, too
@@ -184,6 +187,7 @@ def build_job(
         model.compile()
     wrapped, optimizer = runtime.prepare(model, build_optimizer(config.optim, model))
     steps = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    schedule = build_schedule(config.optim, steps)
     fingerprint = dataset.manifest.fingerprint()
     return Job(
         config=config,
@@ -194,7 +198,7 @@ def build_job(
         wrapped=wrapped,
         optimizer=optimizer,
         statistics=TileStatistics(model),
-        schedule=build_schedule(config.optim, steps),
+        schedule=schedule,
         augment=make_augment(config, dataset),
         loss=make_loss(config, dataset, runtime.device),
         loader=loader,
@@ -208,7 +212,22 @@ def build_job(
         stragglers=Stragglers(runtime.world.rank, runtime.world.size, console.warn),
         blackbox=BlackBox(Flags.LAG if gpu else 0),
         ema=ema,
+        lookahead=make_lookahead(config, model, schedule.total, console),
     )
+
+
+def make_lookahead(config: TrainConfig, model: nn.Module, total: int, console: Console) -> Lookahead | None:
+    """The slow weights of a run of `total` steps, if it is to have any. Says so where it has too few steps for them."""
+    every = config.optim.lookahead
+    if not every:
+        return None
+    share = first_share(every, max(total, 1))
+    if share > MOST_OF_FIRST:
+        console.warn(
+            f"--lookahead {every}: in a run of {total} steps {share:.0%} of the weights at the end are those it began"
+            " with: fewer steps, or more epochs"
+        )
+    return Lookahead(model, every, total)
 
 
 def restore(job: Job, path: Path | None) -> None:
@@ -224,6 +243,8 @@ def restore(job: Job, path: Path | None) -> None:
         if saved.ema is None:
             raise UserError(f"{path} has no averaged weights: --ema-decay 0, or a new --output")
         job.ema.model.load_state_dict(saved.ema)
+    if job.lookahead:
+        job.lookahead.load(saved.trainer["lookahead"])
     job.optimizer.load_state_dict(saved.trainer["optimizer"])
     if job.runtime.accelerator.scaler and saved.trainer["scaler"]:
         job.runtime.accelerator.scaler.load_state_dict(saved.trainer["scaler"])
@@ -321,6 +342,8 @@ def save(job: Job, best: bool = False) -> None:
     }
     scaler = job.runtime.accelerator.scaler
     trainer = {"optimizer": job.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
+    if job.lookahead:
+        trainer["lookahead"] = job.lookahead.slow
     ema = job.ema.model.state_dict() if job.ema else None
     job.saved_at = time.monotonic()
     job.writer.save(job.position.total, job.model.state_dict(), ema, trainer, state, best)

@@ -74,7 +74,7 @@ class Memory:
     parameters: int
     gradients: int  # with the sums that the tree keeps
     optimizer: int
-    averaged: int  # --ema-decay
+    averaged: int  # --ema-decay, --lookahead
     activations: int  # kept for the backward pass of one tile
 
     @property
@@ -120,7 +120,7 @@ def memory(config: TrainConfig, dataset: Dataset, lanes: int) -> Memory:
         parameters=every,
         gradients=trained * (1 + waiting),
         optimizer=4 * state_values(config.optim, model),
-        averaged=every if config.optim.ema_decay else 0,
+        averaged=every * (bool(config.optim.ema_decay) + bool(config.optim.lookahead)),
         activations=activation_bytes(model, config.optim.tile_size, dataset.size, config.run.mixed_precision != "no"),
     )
 

@@ -170,6 +170,8 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
     job.optimizer.zero_grad(set_to_none=True)
     statistics.apply(totals[3 + stragglers.length :], samples, finite)
     stragglers.add(totals[3 : 3 + stragglers.length])
+    if job.lookahead:
+        job.lookahead.update(job.model, job.position.total + 1)
     if job.ema:
         job.ema.update(job.model)
     job.blackbox.step(job.position)

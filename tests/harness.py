@@ -254,7 +254,7 @@ def digest_of(value: Any) -> str:
 class Trace:
     """All that must not depend on how a run was made: digests by step, and rows without times."""
 
-    weights: dict[int, str]  # step -> model, averaged weights, optimizer
+    weights: dict[int, str]  # step -> model, averaged weights, optimizer and what else training needs
     metrics: list[dict[str, Any]]
     ledger: list[dict[str, Any]]
 
@@ -264,6 +264,6 @@ def trace_of(run: Path) -> Trace:
     weights = {}
     for path in (run / checkpoint.FOLDER).glob("step_*"):
         saved = checkpoint.load(path)
-        weights[checkpoint.step_of(path)] = digest_of([saved.model, saved.ema, saved.trainer["optimizer"]])
+        weights[checkpoint.step_of(path)] = digest_of([saved.model, saved.ema, saved.trainer])
     metrics = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in read_rows(run / METRICS)]
     return Trace(weights, metrics, read_rows(run / LEDGER))

@@ -69,6 +69,7 @@ FLAGS: dict[str, Any] = {
     "mixup": 0.0,
     "cutmix": 0.0,
     "ema_decay": 0.0,
+    "lookahead": 0,
     "clip_grad_norm": 0.0,
     "patience": 0,
     "tta": "none",
@@ -105,17 +106,17 @@ ALL_CHANGED = shlex.split(
     " none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen --epochs 3"
     " --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --layer-decay 0.75 --momentum 0"
     " --weight-decay 5e-4 --warmup-epochs 2 --schedule step --balance sqrt --label-smoothing 0.1 --mixup 0.2"
-    " --cutmix 1 --ema-decay 0.999 --loss bce --patience 3 --tta flip --clip-grad-norm 1.5 --output out --seed"
-    " 9223372036854775807 --resume never --device cpu --mixed-precision bf16 --compile --reduction ddp --threads 2"
-    " --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5 --checkpoint-minutes 9 --time-limit 8"
-    " --stall-timeout 60 --wandb-mode disabled --wandb-project p --wandb-name n --wandb-tags a 'b c' --wandb-group"
+    " --cutmix 1 --ema-decay 0.999 --lookahead 5 --loss bce --patience 3 --tta flip --clip-grad-norm 1.5 --output out"
+    " --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16 --compile --reduction ddp"
+    " --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5 --checkpoint-minutes 9"
+    " --time-limit 8 --stall-timeout 60 --wandb-mode disabled --wandb-project p --wandb-name n --wandb-tags a 'b c' --wandb-group"
     " g --wandb-notes 'two words' --quiet"
 )
 
 
 def test_the_flags_and_their_defaults_are_pinned() -> None:
     assert flatten(TrainConfig()) == FLAGS
-    assert len(FLAGS) + len(["config", "help"]) <= 73
+    assert len(FLAGS) + len(["config", "help"]) <= 77
 
 
 def test_every_value_survives_flags_to_toml_to_flags(tmp_path: Path) -> None:
@@ -241,6 +242,7 @@ def test_every_limit_is_tried_from_both_sides() -> None:
         ("dropout", [0.0, 0.99], [1.0, -0.1]),
         ("label_smoothing", [0.0, 0.99], [1.0, -0.1]),
         ("ema_decay", [0.0, 0.9999], [1.0, -0.1]),
+        ("lookahead", [0, 2, 500], [-1, 1]),
         ("momentum", [0.0, 0.99], [1.0, -0.1]),
         ("mixup", [0.0, 0.01, 4.0], [-0.1, 0.009, 4.1, float("nan")]),
         ("cutmix", [0.0, 0.01, 4.0], [-0.1, 0.009, 4.1]),

@@ -30,10 +30,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet9": {
         **{"model": "resnet9", "channels": [4, 4, 6, 8], "optimizer": "muon", "schedule": "one-cycle", "lr": 0.01},
         **{"image_size": 12, "progressive": [6, 12], "tta": "flip", "balance": "inverse", "blur_pool": True},
+        **{"lookahead": 4},
     },
     "airbench": {
         **{"model": "airbench", "channels": [4, 6, 6], "image_size": 16, "optimizer": "lamb", "schedule": "step"},
-        **{"loss": "bce", "layer_decay": 0.7, "balance": "sqrt"},
+        **{"loss": "bce", "layer_decay": 0.7, "balance": "sqrt", "lookahead": 3},
     },
 }
 

@@ -29,10 +29,10 @@ def one_process() -> World:
 
 @contextmanager
 def trial_job(config: TrainConfig, dataset: Dataset, world: World) -> Iterator[Job]:
-    """The job of a config as `train` builds it, without averaged weights, tracking or a run folder that stays."""
+    """The job of a config as `train` builds it, without averages of weights, tracking or a run folder that stays."""
     with tempfile.TemporaryDirectory(prefix="distcnn-tune-", ignore_cleanup_errors=True) as folder:
         run = dataclasses.replace(config.run, output=folder, quiet=True, stall_timeout=0.0)
-        optim = dataclasses.replace(config.optim, ema_decay=0.0)
+        optim = dataclasses.replace(config.optim, ema_decay=0.0, lookahead=0)
         config = dataclasses.replace(config, run=run, optim=optim)
         runtime = Runtime(config.run, world, compute_threads(config, dataset, world, process_cores()))
         if runtime.device.type == "cpu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from distcnn import checkpoint
+from distcnn.ema import lookahead_decay
 from distcnn.verify import blame
 from distcnn.verify.evidence import Evidence, called, disagreement, kept, troubles
 from distcnn.verify.launch import Trace
@@ -155,7 +156,7 @@ def check_batchnorm(evidence: Evidence) -> Result:
         return result
     worst = 0.0
     for trace in evidence.compared:
-        steps = sorted({0, evidence.steps - 1})
+        steps = _undisturbed(evidence, sorted({0, evidence.steps - 1}))
         apart = max(_movement(evidence, trace, total, limit, result) for total in steps)
         worst = max(worst, apart)
         result.figures[f"loop/{trace.processes}"] = apart
@@ -164,6 +165,12 @@ def check_batchnorm(evidence: Evidence) -> Result:
             result.problems.append(problem)
     result.measured = f"{plural(len(evidence.reference.norms), 'layer')}: at most {worst:.1e} from a plain loop"
     return result
+
+
+def _undisturbed(evidence: Evidence, steps: list[int]) -> list[int]:
+    """Those after which --lookahead does not average the statistics besides; the first is always among them."""
+    every, total = evidence.config.optim.lookahead, evidence.config.optim.epochs * evidence.steps
+    return [step for step in steps if not every or lookahead_decay(step + 1, every, total) is None]
 
 
 def _movement(evidence: Evidence, trace: Trace, total: int, limit: float, result: Result) -> float:
