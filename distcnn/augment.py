@@ -33,6 +33,7 @@ class Targets:
     partner_labels: torch.Tensor  # (n,) int64
     share: float
     weights: torch.Tensor  # (n,) float32
+    teacher_logits: torch.Tensor | None = None  # (n, K): what --distill's teacher says of the same inputs
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from distcnn.checkpoint import FOLDER as CHECKPOINTS
 from distcnn.config import TrainConfig, to_toml
 from distcnn.data.loader import Loader, Tile, training_requests
 from distcnn.data.order import EpochOrder
+from distcnn.distill import Teacher, load_teacher
 from distcnn.files import write_atomically
 from distcnn.layers import Examination, examine
 from distcnn.results import versions
@@ -95,6 +96,7 @@ class Workbench:
     loader: Loader
     augment: Augment
     order: EpochOrder
+    teacher: Teacher | None
     device: torch.device
 
     @staticmethod
@@ -107,7 +109,8 @@ class Workbench:
         loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
         order = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
         augment = make_augment(config, dataset)
-        return Workbench(config, dataset, model.to(device).train(), loader, augment, order, device)
+        teacher = load_teacher(config, dataset, device)
+        return Workbench(config, dataset, model.to(device).train(), loader, augment, order, teacher, device)
 
     def tiles(self, step: int, lanes: Iterable[int]) -> list[Tile]:
         """The tiles of some lanes at a step, decoded anew."""
@@ -118,9 +121,12 @@ class Workbench:
         config = self.config
         samples = sum(self.order.tile_sizes(tile.request.step))
         x_NCHW, targets = self.augment(tile if len(tile.labels) else blank(tile), self.device, train=True)
-        torch.manual_seed(forward_seed(config.run.seed, tile.request))
         precision = config.run.mixed_precision
         autocast = torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "no")
+        if self.teacher:
+            with autocast:
+                targets = self.teacher.teach(x_NCHW, targets)
+        torch.manual_seed(forward_seed(config.run.seed, tile.request))
         criterion = make_loss(config, self.dataset, self.device)
         return examine(self.model, x_NCHW, targets, criterion, samples, autocast)
 

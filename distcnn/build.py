@@ -203,7 +203,7 @@ def make_loss(config: TrainConfig, dataset: Dataset, device: torch.device) -> Lo
         counts = dataset.manifest.split(data.train_split).class_counts
         values = balanced_weights(counts, 1.0 if optim.balance == "inverse" else 0.5)
         weights = torch.tensor(values, dtype=torch.float32, device=device)
-    return Loss(optim.loss, optim.label_smoothing, weights)
+    return Loss(optim.loss, optim.label_smoothing, weights, optim.distill_weight, optim.distill_temperature)
 
 
 def compute_threads(config: TrainConfig, dataset: Dataset, world: World, cores: int) -> int:

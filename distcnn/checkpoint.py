@@ -32,7 +32,7 @@ from distcnn.files import sha256_of, sync_folder, write_atomically
 CHECKPOINT_VERSION = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8,})")
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _NEEDED = ("model.safetensors", "trainer.pt", "state.json")
 _TEMPORARY, _ASIDE = ".tmp-", ".old-"
 
@@ -112,7 +112,7 @@ def _write_files(
     (folder / "state.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in sorted(folder.iterdir())}
     listing = {"version": CHECKPOINT_VERSION, "step": step, "files": files}
-    (folder / _MANIFEST).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
     for file_path in folder.iterdir():
         _sync_file(file_path)
     sync_folder(folder)
@@ -201,12 +201,12 @@ def prune(run: Path, keep: int) -> None:
 def verify(path: Path) -> str:
     """ "" if every file of a checkpoint is there with its size and sha256, else what is wrong."""
     try:
-        listing = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        listing = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if listing["version"] != CHECKPOINT_VERSION:
-            return f"{path / _MANIFEST} has version {listing['version']}, this program reads {CHECKPOINT_VERSION}"
+            return f"{path / MANIFEST} has version {listing['version']}, this program reads {CHECKPOINT_VERSION}"
         missing = [name for name in _NEEDED if name not in listing["files"]]
         if missing:
-            return f"{path / _MANIFEST} does not list {missing[0]}"
+            return f"{path / MANIFEST} does not list {missing[0]}"
         for name, facts in dict(listing["files"]).items():
             file = path / name
             if not file.is_file() or file.stat().st_size != facts["bytes"]:
@@ -214,7 +214,7 @@ def verify(path: Path) -> str:
             if sha256_of(file) != facts["sha256"]:
                 return f"{file} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"{path / _MANIFEST} cannot be read ({type(error).__name__}: {error})"
+        return f"{path / MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return ""
 
 

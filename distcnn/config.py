@@ -135,6 +135,13 @@ class OptimConfig:
     """Cross entropy; bce: binary cross entropy of each class, in which both labels of a mixed image count as true."""
     balance: Literal["none", "sqrt", "inverse"] = "none"
     """Weight of a class in the loss: one over the number of its images, or over the root of that."""
+    distill: str = ""
+    """Learn from a teacher besides: a run folder or checkpoint of distcnn with the same classes and image size. It sees
+    the same augmented images; most is gained in long runs with much augmentation."""
+    distill_weight: float = 0.5
+    """Share of the teacher in the loss, the rest is the labels': (1 - w) CE + w T^2 KL. 1: the teacher alone."""
+    distill_temperature: float = 2.0
+    """T: both networks' logits are divided by it. The higher, the more the teacher's small probabilities count."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     mixup: float = 0.0
@@ -234,6 +241,7 @@ class TrainConfig:
 FREE_ON_RESUME = frozenset(
     {"output", "resume", "device", "compile", "threads", "decode_threads", "cache", "data", "val_split", "quiet"}
     | {"checkpoint_minutes", "time_limit", "stall_timeout", "patience", "tta"}
+    | {"distill"}  # the weights of the teacher are compared, wherever they lie (distill.py)
     | {"eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "wandb_mode", "wandb_project", "wandb_name"}
     | {"wandb_tags", "wandb_group", "wandb_notes"}
 )

@@ -71,6 +71,8 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     yield 0 <= optim.momentum < 1, "momentum", "must be in [0, 1)"
     yield 0 <= optim.weight_decay < float("inf"), "weight_decay", "must be >= 0"
     yield 0 <= optim.warmup_epochs <= optim.epochs, "warmup_epochs", f"must be between 0 and --epochs {optim.epochs}"
+    yield 0 < optim.distill_weight <= 1, "distill_weight", "must be in (0, 1]"
+    yield 0.1 <= optim.distill_temperature <= 100, "distill_temperature", "must be in [0.1, 100]"
     yield 0 <= optim.label_smoothing < 1, "label_smoothing", "must be in [0, 1)"
     for name, alpha in (("mixup", optim.mixup), ("cutmix", optim.cutmix)):
         yield alpha == 0 or ALPHAS[0] <= alpha <= ALPHAS[1], name, f"0 (off), or {ALPHAS[0]} to {ALPHAS[1]}"

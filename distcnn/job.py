@@ -21,6 +21,7 @@ from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
 from distcnn.data.loader import BadSample, Loader
 from distcnn.data.order import EpochOrder
+from distcnn.distill import Teacher, check_same_teacher, load_teacher
 from distcnn.distributed import Runtime, broken_by_another, process_cores
 from distcnn.ema import Ema, Lookahead, first_share
 from distcnn.errors import LostRank, UserError
@@ -73,6 +74,7 @@ class Job:
     blackbox: BlackBox
     ema: Ema | None = None
     lookahead: Lookahead | None = None
+    teacher: Teacher | None = None
     tracker: Tracker | None = None  # rank 0 only
     position: Position = field(default_factory=Position)
     ledger: Ledger = field(default_factory=Ledger)  # rank 0's holds what earlier processes counted, too
@@ -213,6 +215,7 @@ def build_job(
         blackbox=BlackBox(Flags.LAG if gpu else 0),
         ema=ema,
         lookahead=make_lookahead(config, model, schedule.total, console),
+        teacher=load_teacher(config, dataset, runtime.device),
     )
 
 
@@ -225,7 +228,7 @@ def make_lookahead(config: TrainConfig, model: nn.Module, total: int, console: C
     if share > MOST_OF_FIRST:
         console.warn(
             f"--lookahead {every}: in a run of {total} steps {share:.0%} of the weights at the end are those it began"
-            " with: fewer steps, or more epochs"
+            " with: a smaller number, or more epochs"
         )
     return Lookahead(model, every, total)
 
@@ -238,6 +241,7 @@ def restore(job: Job, path: Path | None) -> None:
     _check_same_data(job, saved.state, str(path))
     job.identity.check(saved.state["identity"], str(path))
     check_same_run(job.config, saved.state["config"], str(path))
+    check_same_teacher(job.teacher, saved.state.get("teacher"), str(path))
     job.model.load_state_dict(saved.model)
     if job.ema:
         if saved.ema is None:
@@ -309,6 +313,9 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
         f" {len(job.dataset.classes)} classes at {job.dataset.size} px; {processes} on"
         f" {job.runtime.device.type}, {geometry.lanes} lanes of {geometry.tile}, {config.run.reduction} reduction"
     )
+    if job.teacher:
+        weight, temperature = config.optim.distill_weight, config.optim.distill_temperature
+        job.console.say(f"teacher: {job.teacher.path}, {weight:g} of the loss, temperature {temperature:g}")
     if resumed:
         job.console.say(
             f"resuming {job.run} from {resumed.name} (epoch {job.position.epoch + 1}, step {job.position.step})"

@@ -22,15 +22,29 @@ class Loss:
     * bce: the mean over the classes of binary cross entropies, where a label that has more than a fifth of a mixed
       image is true (Wightman et al., "ResNet strikes back", 2021; as timm's recipes A2 and A3 compute it);
     * smoothing: that share of the target is spread over all classes (Szegedy et al., CVPR 2016);
-    * class_weights: (K,) factors, by the label; with smoothed ce also of the share of each class, as torch does.
+    * class_weights: (K,) factors, by the label; with smoothed ce also of the share of each class, as torch does;
+    * distill: the share w of a teacher, where targets have its logits: (1 - w) of the loss above + w T^2 KL(p || q),
+      with p and q the teacher's and the student's probabilities at temperature T (Hinton et al. 2015, section 2; T^2
+      keeps the size of the gradient, section 2.1).
     """
 
     kind: Literal["ce", "bce"] = "ce"
     smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
+    distill: float = 0.0
+    temperature: float = 1.0
 
     def of(self, logits_NK: torch.Tensor, targets: Targets) -> torch.Tensor:
         """(n,) losses of (n, K) logits."""
+        loss_N = self._of_labels(logits_NK, targets)
+        if targets.teacher_logits is None:
+            return loss_N
+        q_NK = (logits_NK / self.temperature).log_softmax(1)
+        p_NK = (targets.teacher_logits.to(logits_NK.dtype) / self.temperature).log_softmax(1)
+        apart_N = (p_NK.exp() * (p_NK - q_NK)).sum(1)
+        return (1 - self.distill) * loss_N + self.distill * self.temperature**2 * apart_N
+
+    def _of_labels(self, logits_NK: torch.Tensor, targets: Targets) -> torch.Tensor:
         if self.kind == "bce":
             return self._binary(logits_NK, targets)
         loss_N = self._cross_entropy(logits_NK, targets.labels)

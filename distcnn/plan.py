@@ -14,6 +14,7 @@ import numpy as np
 from distcnn.build import Dataset
 from distcnn.config import TrainConfig
 from distcnn.data.order import EpochOrder, automatic_window
+from distcnn.distill import weights_of
 from distcnn.optim import build_schedule, state_values
 from distcnn.shapes import activation_bytes, meta_model
 
@@ -75,11 +76,12 @@ class Memory:
     gradients: int  # with the sums that the tree keeps
     optimizer: int
     averaged: int  # --ema-decay, --lookahead
+    teacher: int  # --distill
     activations: int  # kept for the backward pass of one tile
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.averaged + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.averaged + self.teacher + self.activations
 
 
 def order_of(config: TrainConfig, dataset: Dataset, epoch: int = 0) -> EpochOrder:
@@ -121,8 +123,17 @@ def memory(config: TrainConfig, dataset: Dataset, lanes: int) -> Memory:
         gradients=trained * (1 + waiting),
         optimizer=4 * state_values(config.optim, model),
         averaged=every * (bool(config.optim.ema_decay) + bool(config.optim.lookahead)),
+        teacher=_teacher_bytes(config.optim.distill),
         activations=activation_bytes(model, config.optim.tile_size, dataset.size, config.run.mixed_precision != "no"),
     )
+
+
+def _teacher_bytes(given: str) -> int:
+    """Of the weights that --distill names, 0 without it. What the teacher computes is not kept."""
+    if not given:
+        return 0
+    folder, file = weights_of(given)
+    return (folder / file).stat().st_size
 
 
 def learning_rates(config: TrainConfig, steps: int, points: int) -> list[tuple[int, float]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from distcnn.augment import Targets
 from distcnn.build import Dataset, make_model
 from distcnn.config import TrainConfig
+from distcnn.distill import load_teacher
 from distcnn.errors import UserError
 from distcnn.optim import build_optimizer
 
@@ -28,11 +30,17 @@ def images_per_second(config: TrainConfig, dataset: Dataset) -> float:
     images = torch.randn((tile, 3, dataset.size, dataset.size), device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(tile, device=device) % len(dataset.classes)
     kind = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.run.mixed_precision]
+    teacher, targets = (
+        load_teacher(config, dataset, device),
+        Targets(labels, labels, 1.0, torch.ones(tile, device=device)),
+    )
     made, begun = -1, 0.0  # one to warm up
     while made < 1 or time.perf_counter() - begun < SECONDS:
         if made == 0:
             begun = _now(device)
         with torch.autocast(device.type, kind, enabled=kind is not torch.float32):
+            if teacher:
+                teacher.teach(images, targets)
             loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         if (made + 1) % config.geometry.lanes == 0:

@@ -50,6 +50,7 @@ def run_facts(job: Job) -> dict[str, Any]:
             "mean": list(job.dataset.mean),
             "std": list(job.dataset.std),
         },
+        "teacher": job.teacher.facts() if job.teacher else None,
         "world_size": job.runtime.world.size,
         "versions": versions(),
     }

@@ -147,6 +147,9 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         seen = len(tile.labels)
         job.pulse.mark(COMPUTE)
         x_NCHW, targets = job.augment(tile if seen else blank(tile), runtime.device, train=True)
+        if job.teacher:
+            with runtime.accelerator.autocast():
+                targets = job.teacher.teach(x_NCHW, targets)
         torch.manual_seed(forward_seed(job.config.run.seed, tile.request))
         statistics.begin(seen)
         with runtime.tile(job.wrapped, last):

@@ -65,6 +65,9 @@ FLAGS: dict[str, Any] = {
     "schedule": "cosine",
     "loss": "ce",
     "balance": "none",
+    "distill": "",
+    "distill_weight": 0.5,
+    "distill_temperature": 2.0,
     "label_smoothing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
@@ -106,11 +109,12 @@ ALL_CHANGED = shlex.split(
     " none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen --epochs 3"
     " --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --layer-decay 0.75 --momentum 0"
     " --weight-decay 5e-4 --warmup-epochs 2 --schedule step --balance sqrt --label-smoothing 0.1 --mixup 0.2"
+    " --distill-weight 0.9 --distill-temperature 4"
     " --cutmix 1 --ema-decay 0.999 --lookahead 5 --loss bce --patience 3 --tta flip --clip-grad-norm 1.5 --output out"
     " --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16 --compile --reduction ddp"
     " --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5 --checkpoint-minutes 9"
-    " --time-limit 8 --stall-timeout 60 --wandb-mode disabled --wandb-project p --wandb-name n --wandb-tags a 'b c' --wandb-group"
-    " g --wandb-notes 'two words' --quiet"
+    " --distill t --time-limit 8 --stall-timeout 60 --wandb-mode disabled --wandb-project p --wandb-name n"
+    " --wandb-tags a 'b c' --wandb-group g --wandb-notes 'two words' --quiet"
 )
 
 
@@ -242,6 +246,8 @@ def test_every_limit_is_tried_from_both_sides() -> None:
         ("dropout", [0.0, 0.99], [1.0, -0.1]),
         ("label_smoothing", [0.0, 0.99], [1.0, -0.1]),
         ("ema_decay", [0.0, 0.9999], [1.0, -0.1]),
+        ("distill_weight", [1e-9, 1.0], [0.0, 1.1, float("nan")]),
+        ("distill_temperature", [0.1, 100.0], [0.0, -1.0, 101.0, float("inf")]),
         ("lookahead", [0, 2, 500], [-1, 1]),
         ("momentum", [0.0, 0.99], [1.0, -0.1]),
         ("mixup", [0.0, 0.01, 4.0], [-0.1, 0.009, 4.1, float("nan")]),

@@ -42,6 +42,7 @@ LEVELS = [
         "shapes",
         "checkpoint",
         "pretrained",
+        "distill",
     },
     {"distributed"},
     {

@@ -113,7 +113,7 @@ def _memory(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> list[Pro
     from distcnn import plan
 
     need = plan.memory(config, dataset, max(plan.shares(config, dataset, cluster).lanes))
-    parts = ("parameters", "gradients", "optimizer", "averaged", "activations")
+    parts = ("parameters", "gradients", "optimizer", "averaged", "teacher", "activations")
     listed = ", ".join(f"{name} {binary_size(getattr(need, name))}" for name in parts if getattr(need, name))
     print(f"memory     about {binary_size(need.total)} a process: {listed}")
     if cluster.gpu_bytes and need.total > 0.9 * cluster.gpu_bytes:

@@ -146,6 +146,7 @@ def plan_runs(
         other = "no" if config.run.mixed_precision == "bf16" else "bf16"
         runs.append(run("precision", 1, {"mixed_precision": other}))
     if "overfit" in checks:
-        plain = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "ema_decay": 0.0, "lookahead": 0}
-        runs.append(run("overfit", 1, {**plain}, task="overfit"))
+        plain = ("mixup", "cutmix", "label_smoothing", "dropout", "ema_decay")
+        changes: dict[str, object] = {**dict.fromkeys(plain, 0.0), "lookahead": 0, "distill": ""}
+        runs.append(run("overfit", 1, changes, task="overfit"))
     return runs

@@ -22,6 +22,7 @@ from distcnn.build import Dataset, make_augment, make_loader, make_model
 from distcnn.config import OptimConfig, TrainConfig, from_flat
 from distcnn.data.loader import TileRequest
 from distcnn.data.order import EpochOrder, Ids
+from distcnn.distill import load_teacher
 from distcnn.tiles import forward_seed
 
 Tensors = dict[str, torch.Tensor]
@@ -70,6 +71,7 @@ class Reference:
         self._val = make_loader(config, dataset, config.data.val_split, False, 1, False)
         self._augment = make_augment(config, dataset)
         self._classes = len(dataset.classes)
+        self._teacher = load_teacher(config, dataset, torch.device("cpu"))
         self._model = make_model(config, dataset)
         self.norms = {n: m for n, m in self._model.named_modules() if isinstance(m, TileBatchNorm2d)}
         for module in self.norms.values():
@@ -103,6 +105,9 @@ class Reference:
         """The sum of the losses of a tile's samples."""
         tile = next(iter(self.loader.steps([[request]])))[0]
         x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=True)
+        if self._teacher:
+            with self._precision():
+                targets = self._teacher.teach(x_NCHW, targets)
         torch.manual_seed(forward_seed(self.config.run.seed, request))
         return _plain_loss(self._forward(x_NCHW), targets, self.config.optim, self._factors())
 
@@ -114,10 +119,12 @@ class Reference:
         return torch.from_numpy(factors * counts.sum() / (factors * counts).sum()).float()
 
     def _forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        half = self.config.run.mixed_precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with self._precision():
             logits_NK: torch.Tensor = self._model(x_NCHW)
         return logits_NK.float()
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.run.mixed_precision == "bf16")
 
     def _noted(self) -> Tensors:
         noted = {}
@@ -173,7 +180,13 @@ def _plain_loss(logits_NK: torch.Tensor, targets: Targets, optim: OptimConfig, f
         return (apart_NK.mean(1) * (wanted_NK * factors_K).sum(1) * targets.weights).sum()
     logs_NK = logits_NK - torch.logsumexp(logits_NK, 1, keepdim=True)
     wanted_NK = (wanted_NK * (1 - smoothing) + smoothing / classes) * factors_K
-    return -((wanted_NK * logs_NK).sum(1) * targets.weights).sum()
+    loss_N = -(wanted_NK * logs_NK).sum(1)
+    if targets.teacher_logits is not None:
+        share, hot = optim.distill_weight, optim.distill_temperature
+        taught_NK = torch.softmax(targets.teacher_logits.float() / hot, 1)
+        said_NK = torch.softmax(logits_NK / hot, 1)
+        loss_N = (1 - share) * loss_N + share * hot**2 * (taught_NK * torch.log(taught_NK / said_NK)).sum(1)
+    return (loss_N * targets.weights).sum()
 
 
 def clipped(gradients: Tensors, limit: float) -> Tensors:
