@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from distcnn.augment import Augment
-from distcnn.build import Dataset, make_augment, make_loader, make_loss, make_model
+from distcnn.build import Dataset, make_augment, make_balance, make_loader, make_loss, make_model, make_order
 from distcnn.checkpoint import FOLDER as CHECKPOINTS
 from distcnn.config import TrainConfig, to_toml
 from distcnn.data.loader import Loader, Tile, training_requests
-from distcnn.data.order import EpochOrder
+from distcnn.data.order import EpochOrder, sample_of
 from distcnn.distill import Teacher, load_teacher
 from distcnn.files import write_atomically
 from distcnn.layers import Examination, examine
@@ -107,7 +107,7 @@ class Workbench:
         model = make_model(config, dataset)
         model.load_state_dict(weights)
         loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
-        order = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+        order = make_order(config, loader.reader.counts, epoch, make_balance(config, dataset, loader.reader))
         augment = make_augment(config, dataset)
         teacher = load_teacher(config, dataset, device)
         return Workbench(config, dataset, model.to(device).train(), loader, augment, order, teacher, device)
@@ -134,7 +134,7 @@ class Workbench:
         """Each sample by name."""
         ids = tile.request.ids
         names = self.loader.reader.keys(ids)
-        for number, label, (shard, key) in zip(ids.tolist(), tile.labels.tolist(), names, strict=True):
+        for number, label, (shard, key) in zip(sample_of(ids).tolist(), tile.labels.tolist(), names, strict=True):
             yield {"id": number, "shard": shard, "key": key, "label": label}
 
 

@@ -13,8 +13,11 @@ from torch import nn
 
 from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from distcnn.config import DataConfig, TrainConfig, augmentations
+from distcnn.data.balance import KINDS, Balance
 from distcnn.data.loader import Loader
 from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from distcnn.data.order import EpochOrder, Ids
+from distcnn.data.readers import Reader
 from distcnn.data.shards import SplitReader
 from distcnn.data.upload import CPU
 from distcnn.data.views import ProgressiveView, View
@@ -197,13 +200,44 @@ def make_loss(config: TrainConfig, dataset: Dataset, device: torch.device) -> Lo
     """The training loss. Raises UserError where classes are to be balanced and their numbers are not known."""
     data, optim = config.data, config.optim
     weights = None
-    if optim.balance != "none":
-        if data.loader == "stream":
-            raise UserError("--balance needs --loader exact: of a stream nobody knows how many images a class has")
+    _check_balance(config)
+    if optim.balance in ("sqrt", "inverse"):
         counts = dataset.manifest.split(data.train_split).class_counts
         values = balanced_weights(counts, 1.0 if optim.balance == "inverse" else 0.5)
         weights = torch.tensor(values, dtype=torch.float32, device=device)
     return Loss(optim.loss, optim.label_smoothing, weights, optim.distill_weight, optim.distill_temperature)
+
+
+def _check_balance(config: TrainConfig) -> None:
+    if config.optim.balance != "none" and config.data.loader == "stream":
+        raise UserError("--balance needs --loader exact: of a stream nobody knows how many images a class has")
+
+
+def make_balance(config: TrainConfig, dataset: Dataset, reader: Reader) -> Balance | None:
+    """How often each sample of the training split, which `reader` reads, comes in an epoch; None for once.
+
+    Raises UserError for a stream.
+    """
+    _check_balance(config)
+    if config.optim.balance not in KINDS or not isinstance(reader, SplitReader):
+        return None
+    return Balance(reader.all_labels(), len(dataset.classes), config.optim.balance, config.run.seed)
+
+
+def make_order(config: TrainConfig, counts: Ids, epoch: int, balance: Balance | None = None) -> EpochOrder:
+    """The order of an epoch of training, over shards of `counts` samples."""
+    if balance:
+        return balance.order(counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+    return EpochOrder(counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+
+
+def order_of(config: TrainConfig, dataset: Dataset, epoch: int = 0) -> EpochOrder:
+    """The order of an epoch of the config's training split."""
+    reader = SplitReader(dataset.root, dataset.manifest.split(config.data.train_split))
+    try:
+        return make_order(config, reader.counts, epoch, make_balance(config, dataset, reader))
+    finally:
+        reader.close()
 
 
 def compute_threads(config: TrainConfig, dataset: Dataset, world: World, cores: int) -> int:

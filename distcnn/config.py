@@ -133,8 +133,10 @@ class OptimConfig:
     one-cycle: in a cosine to 1/250,000."""
     loss: Literal["ce", "bce"] = "ce"
     """Cross entropy; bce: binary cross entropy of each class, in which both labels of a mixed image count as true."""
-    balance: Literal["none", "sqrt", "inverse"] = "none"
-    """Weight of a class in the loss: one over the number of its images, or over the root of that."""
+    balance: Literal["none", "sqrt", "inverse", "sample", "sample-sqrt"] = "none"
+    """For classes of unequal size. inverse, sqrt: a class counts in the loss one over the number of its images, or over
+    its root. sample: images of rare classes are repeated until all classes come equally often; sample-sqrt: half of
+    that way (on a logarithmic scale). plan says how long such an epoch is."""
     distill: str = ""
     """Learn from a teacher besides: a run folder or checkpoint of distcnn with the same classes and image size. It sees
     the same augmented images; most is gained in long runs with much augmentation."""

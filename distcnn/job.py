@@ -16,11 +16,20 @@ from distcnn import checkpoint
 from distcnn.augment import Augment
 from distcnn.batchnorm import TileStatistics
 from distcnn.blackbox import BlackBox
-from distcnn.build import Dataset, make_augment, make_loader, make_loss, make_model, make_training_loader
+from distcnn.build import (
+    Dataset,
+    make_augment,
+    make_balance,
+    make_loader,
+    make_loss,
+    make_model,
+    make_order,
+    make_training_loader,
+)
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
+from distcnn.data.balance import Balance
 from distcnn.data.loader import BadSample, Loader
-from distcnn.data.order import EpochOrder
 from distcnn.distill import Teacher, check_same_teacher, load_teacher
 from distcnn.distributed import Runtime, broken_by_another, process_cores
 from distcnn.ema import Ema, Lookahead, first_share
@@ -75,6 +84,7 @@ class Job:
     ema: Ema | None = None
     lookahead: Lookahead | None = None
     teacher: Teacher | None = None
+    balance: Balance | None = None
     tracker: Tracker | None = None  # rank 0 only
     position: Position = field(default_factory=Position)
     ledger: Ledger = field(default_factory=Ledger)  # rank 0's holds what earlier processes counted, too
@@ -188,7 +198,8 @@ def build_job(
     if config.run.compile:
         model.compile()
     wrapped, optimizer = runtime.prepare(model, build_optimizer(config.optim, model))
-    steps = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    balance = make_balance(config, dataset, loader.reader)
+    steps = make_order(config, loader.reader.counts, 0, balance).steps
     schedule = build_schedule(config.optim, steps)
     fingerprint = dataset.manifest.fingerprint()
     return Job(
@@ -216,6 +227,7 @@ def build_job(
         ema=ema,
         lookahead=make_lookahead(config, model, schedule.total, console),
         teacher=load_teacher(config, dataset, runtime.device),
+        balance=balance,
     )
 
 
@@ -313,6 +325,11 @@ def begin_tracking(job: Job, resumed: Path | None) -> None:
         f" {len(job.dataset.classes)} classes at {job.dataset.size} px; {processes} on"
         f" {job.runtime.device.type}, {geometry.lanes} lanes of {geometry.tile}, {config.run.reduction} reduction"
     )
+    if job.balance:
+        job.console.say(
+            f"--balance {config.optim.balance}: {job.balance.samples:,} images an epoch, some up to"
+            f" {job.balance.most:,} times, each time augmented anew"
+        )
     if job.teacher:
         weight, temperature = config.optim.distill_weight, config.optim.distill_temperature
         job.console.say(f"teacher: {job.teacher.path}, {weight:g} of the loss, temperature {temperature:g}")

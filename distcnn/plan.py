@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distcnn.build import Dataset
+from distcnn.build import Dataset, order_of
 from distcnn.config import TrainConfig
-from distcnn.data.order import EpochOrder, automatic_window
+from distcnn.data.order import automatic_window
 from distcnn.distill import weights_of
 from distcnn.optim import build_schedule, state_values
 from distcnn.shapes import activation_bytes, meta_model
@@ -57,6 +57,7 @@ class Shares:
     """What each rank of the first epoch gets, by rank: (R,) lists."""
 
     steps: int
+    samples: int  # of the epoch
     lanes: list[int]
     shards: list[int]
     last_step: list[int]  # samples of the ragged last step
@@ -84,13 +85,6 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.averaged + self.teacher + self.activations
 
 
-def order_of(config: TrainConfig, dataset: Dataset, epoch: int = 0) -> EpochOrder:
-    """The order of an epoch of the config's training split."""
-    split = dataset.manifest.split(config.data.train_split)
-    counts = np.array([shard.samples for shard in split.shards], dtype=np.int64)
-    return EpochOrder(counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
-
-
 def shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> Shares:
     """Lanes, shards and samples by rank in epoch 0. Raises ValueError for more ranks than lanes."""
     order = order_of(config, dataset)
@@ -102,6 +96,7 @@ def shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> Shares:
     nodes = [np.unique(np.concatenate(read[n * cluster.ranks : (n + 1) * cluster.ranks])) for n in range(cluster.nodes)]
     return Shares(
         steps=order.steps,
+        samples=order.samples,
         lanes=[len(lanes) for lanes in mine],
         shards=[len(shards) for shards in read],
         last_step=[sum(tiles[lane] for lane in lanes) for lanes in mine],
@@ -193,7 +188,7 @@ def _of_data(config: TrainConfig, dataset: Dataset, cluster: Cluster, part: Shar
     lanes = config.geometry.lanes
     if part.steps < 5:
         yield Problem(
-            f"{split.samples:,} images are {part.steps} step{'s' * (part.steps != 1)} an epoch of"
+            f"{part.samples:,} images are {part.steps} step{'s' * (part.steps != 1)} an epoch of"
             f" {config.optim.global_batch_size}: a smaller --global-batch-size learns more from each image"
         )
     starved = sum(samples == 0 for samples in part.last_step)
@@ -214,9 +209,10 @@ def _of_data(config: TrainConfig, dataset: Dataset, cluster: Cluster, part: Shar
     counts = [count for count in split.class_counts if count]
     if len(counts) < len(split.class_counts):
         yield Problem(f"{len(split.class_counts) - len(counts)} classes have no training image")
-    elif max(counts) > 20 * min(counts):
-        yield Problem(f"classes have {min(counts):,} to {max(counts):,} training images: rare ones will suffer")
-    epoch = split.samples / DECODE_PIXELS_PER_SECOND * _pixels(dataset)
+    elif config.optim.balance == "none" and max(counts) > 20 * min(counts):
+        spread = f"{min(counts):,} to {max(counts):,}"
+        yield Problem(f"classes have {spread} training images: rare ones will suffer (see --balance)")
+    epoch = part.samples / DECODE_PIXELS_PER_SECOND * _pixels(dataset)
     if cluster.cores and cluster.gpus and epoch / (cluster.cores * cluster.size) > 120:
         yield Problem(
             f"decoding an epoch takes about {epoch / (cluster.cores * cluster.size) / 60:.0f} min on {cluster.cores}"

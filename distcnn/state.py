@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distcnn.data.keyed import full_digest, ids_digest
-from distcnn.data.order import ORDER_VERSION, Geometry, Ids
+from distcnn.data.order import ORDER_VERSION, Geometry, Ids, every_time
 from distcnn.errors import UserError
 
 STATE_VERSION = 1
@@ -87,15 +87,28 @@ class Ledger:
         count, digest = values.view(np.uint64).tolist()
         return Ledger(count, digest)
 
-    def row(self, epoch: int, samples: int) -> dict[str, Any]:
-        """The line of ledger.jsonl: what was counted, what should have been, and whether they agree."""
-        expected = full_digest(samples)
-        exact = self.count == samples and self.digest == expected
+    def row(self, epoch: int, samples: int, times: Ids | None = None) -> dict[str, Any]:
+        """The line of ledger.jsonl: what was counted, what should have been, and whether they agree.
+
+        times: how often each sample should come, (samples,), where that is not once: then `exactly_once` says that each
+        of these times was, and `times` the fewest and the most of them.
+        """
+        wanted = samples if times is None else int(times.sum())
+        expected = full_digest(samples) if times is None else repeated_digest(times)
+        exact = self.count == wanted and self.digest == expected
+        more = {} if times is None else {"distinct_samples": samples, "times": [int(times.min()), int(times.max())]}
         return {
             "epoch": epoch,
             "samples": self.count,
             "digest": f"{self.digest:016x}",
-            "expected_samples": samples,
+            "expected_samples": wanted,
             "expected_digest": f"{expected:016x}",
             "exactly_once": exact,
+            **more,
         }
+
+
+def repeated_digest(times: Ids, block: int = 1 << 16) -> int:
+    """`ids_digest` of samples that come `times` times each, block by block."""
+    parts = (every_time(times[start : start + block], start) for start in range(0, len(times), block))
+    return sum(map(ids_digest, parts)) % 2**64

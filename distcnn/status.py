@@ -14,6 +14,7 @@ from distcnn import slurm
 from distcnn.checkpoint import FOLDER, step_of
 from distcnn.config import TrainConfig, load_toml
 from distcnn.console import duration, percent
+from distcnn.data.balance import epoch_samples
 from distcnn.data.manifest import load_manifest
 from distcnn.data.order import EpochOrder
 from distcnn.errors import UserError
@@ -145,11 +146,10 @@ def _length(config: TrainConfig, results: Mapping[str, Any]) -> tuple[int, int] 
     if results.get("status") == "complete":
         return int(results["steps"]), int(results["train_samples"]) * int(results["epochs"])
     try:
-        shards = load_manifest(config.data.data).split(config.data.train_split).shards
+        split = load_manifest(config.data.data).split(config.data.train_split)
     except UserError:
         return None
-    counts = np.array([shard.samples for shard in shards], dtype=np.int64)
-    order = EpochOrder(counts, config.geometry, config.run.seed, 0, config.data.window_shards)
+    order = EpochOrder(np.array([epoch_samples(split, config.optim.balance)]), config.geometry, config.run.seed, 0)
     return order.steps * config.optim.epochs, order.samples * config.optim.epochs
 
 

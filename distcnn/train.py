@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from distcnn.build import compute_threads, open_dataset
+from distcnn.build import compute_threads, make_order, open_dataset
 from distcnn.config import TrainConfig
 from distcnn.console import Console, percent
 from distcnn.data.loader import Tile, training_requests
@@ -234,7 +234,7 @@ def close_epoch(job: Job) -> Evaluation | None:
     epoch, config = job.position.epoch, job.config
     job.pulse.mark(EVALUATE, job.position)
     total = Ledger.from_integers(job.runtime.sum_integers(job.ledger.as_integers()))
-    row = total.row(epoch, len(job.loader.reader))
+    row = total.row(epoch, len(job.loader.reader), job.balance.times(epoch) if job.balance else None)
     if config.data.loader == "stream":
         row = {"epoch": epoch, "samples": total.count, "exactly_once": False}  # drawn with replacement: not promised
     elif not row["exactly_once"]:
@@ -299,5 +299,4 @@ def place(position: Position) -> dict[str, int]:
 
 
 def epoch_order(job: Job, epoch: int) -> EpochOrder:
-    config = job.config
-    return EpochOrder(job.loader.reader.counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+    return make_order(job.config, job.loader.reader.counts, epoch, job.balance)

@@ -98,6 +98,8 @@ def _shares(config: TrainConfig, dataset: Dataset, cluster: Cluster) -> None:
     total = part.steps * config.optim.epochs
     shards = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
     print(f"data       {split.samples:,} images of {len(dataset.classes)} classes in {shards}")
+    if part.samples != split.samples:
+        print(f"epoch      {part.samples:,} images: --balance {config.optim.balance} repeats those of rare classes")
     print(f"run        {part.steps:,} steps an epoch, {total:,} in {config.optim.epochs} epochs")
     print(f"step       {geometry.global_batch} images = {geometry.lanes} lanes x tiles of {geometry.tile}")
     print(
@@ -155,9 +157,10 @@ def _time(options: Options, dataset: Dataset, cluster: Cluster) -> list[Problem]
 
 def _curve(options: Options, dataset: Dataset) -> None:
     from distcnn import plan
+    from distcnn.build import order_of
 
     config = options.config
-    steps = plan.order_of(config, dataset).steps
+    steps = order_of(config, dataset).steps
     points = plan.learning_rates(config, steps, WIDTH)
     peak = max(rate for _, rate in points) or 1.0
     print(f"learning rate: {config.optim.schedule}, peak {config.optim.lr:g}, warm-up {config.optim.warmup_epochs:g}")

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from distcnn.data.decode import Pixels
-from distcnn.data.order import Ids
+from distcnn.data.order import SAMPLES, Ids, sample_of
 
 
 class PixelCache:
@@ -28,11 +28,11 @@ class PixelCache:
 
     def has(self, ids: Ids) -> NDArray[np.bool_]:
         """(n,) bool: which of the samples are kept."""
-        return self._filled[ids]
+        return self._filled[sample_of(ids)]
 
     def get(self, sample: int) -> Pixels:
         """(H, W, 3) uint8, not to be written to."""
-        pixels: Pixels = self._pixels[sample]
+        pixels: Pixels = self._pixels[sample % SAMPLES]
         return pixels
 
     def take(self, ids: Ids, out: Pixels) -> None:
@@ -40,10 +40,11 @@ class PixelCache:
         if not len(ids):  # a rank with nothing to do in a ragged step
             return
         target = torch.from_numpy(out).view(len(ids), -1)
-        torch.index_select(self._flat, 0, torch.from_numpy(ids), out=target)
+        torch.index_select(self._flat, 0, torch.from_numpy(sample_of(ids)), out=target)
 
     def put(self, sample: int, pixels: Pixels) -> None:
         """Keep the pixels (H, W, 3) of a sample, if they have the size."""
         if pixels.shape == self.shape:
+            sample %= SAMPLES
             self._pixels[sample] = pixels
             self._filled[sample] = True  # last: whoever sees it sees the pixels

@@ -10,6 +10,9 @@ Per epoch the shards are permuted, laid end to end and cut at N*c // C into C la
 inside a lane, samples are shuffled within windows. No rank, no worker and no history enters, so the global order is
 the same for any number of processes, and any position is reached without replay.
 
+An id is the number of a sample, 0 .. N - 1. Where samples come several times an epoch (balance.py), the bits above say
+how often one has come before: 0 at first, so that its draws are those of an epoch in which it comes once.
+
 Random bits are raw Philox4x64-10 words (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
 numpy promises that a bit generator's raw stream never changes, which it does not promise of `permutation`.
 """
@@ -26,6 +29,9 @@ ORDER_VERSION = 2
 WINDOW_SHARDS, WINDOW_SAMPLES = 16, 65_536  # an automatic window has at least so many of both
 
 Ids = NDArray[np.int64]
+
+_NUMBER_BITS = 36
+SAMPLES, OCCURRENCES = 1 << _NUMBER_BITS, 1 << 23  # at most; ten times an id is still an int64 (see views.py)
 
 _SHARDS, _WINDOW = 1, 2  # what a stream of random words is for: the last word of the counter
 
@@ -45,6 +51,22 @@ def permutation(n: int, seed: int, purpose: int, epoch: int, lane: int = 0, wind
     if (ordered[1:] == ordered[:-1]).any():
         order = np.argsort(words, kind="stable")
     return order.astype(np.int64)
+
+
+def sample_of(ids: Ids) -> Ids:
+    """(n,) the numbers of the samples, however often they have come before."""
+    return ids & (SAMPLES - 1)
+
+
+def nth_time(samples: Ids, before: Ids) -> Ids:
+    """(n,) the ids of samples that have come `before` (n,) times in the epoch."""
+    return samples | before << _NUMBER_BITS
+
+
+def every_time(times: Ids, first: int = 0) -> Ids:
+    """(sum of times,) the ids of all that comes if sample `first` + i comes times[i] times, in order."""
+    samples = np.repeat(np.arange(first, first + len(times)), times)
+    return nth_time(samples, np.arange(len(samples)) - np.repeat(np.cumsum(times) - times, times))
 
 
 @dataclass(frozen=True)

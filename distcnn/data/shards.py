@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distcnn.data.manifest import Shard, Split
+from distcnn.data.order import sample_of
 from distcnn.data.sources import is_remote
 from distcnn.data.tar import Member, iterate_members
 from distcnn.errors import DataError
@@ -181,6 +182,7 @@ class SplitReader:
 
     def locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(shard numbers, rows within the shard) of sample ids, both (n,) int64."""
+        ids = sample_of(ids)
         shards = np.searchsorted(self._first_id, ids, side="right") - 1
         return shards, ids - self._first_id[shards]
 
@@ -197,6 +199,11 @@ class SplitReader:
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) int64 labels, -1 where a sample has none."""
         return self.find(ids).columns["label"].astype(np.int64)
+
+    def all_labels(self) -> NDArray[np.int64]:
+        """(N,) int64 labels of the whole split; every index is read for it."""
+        labels = [self.index(shard)["label"] for shard in range(len(self.split.shards))]
+        return np.concatenate([np.empty(0, dtype=np.int64), *labels]).astype(np.int64)
 
     def keys(self, ids: NDArray[np.int64]) -> list[tuple[str, str]]:
         """(shard name, key) of each id, to name samples in messages."""

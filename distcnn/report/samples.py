@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from distcnn.augment import Targets
-from distcnn.build import make_augment, make_loader
+from distcnn.build import make_augment, make_balance, make_loader, make_order
 from distcnn.data.loader import training_requests
-from distcnn.data.order import EpochOrder
 from distcnn.pictures import tile
 from distcnn.report.gather import RunFacts, validation_reader
 from distcnn.samples import read_pictures
@@ -52,7 +51,7 @@ def training_batch(run: RunFacts) -> list[Picture]:
     try:
         if getattr(loader.reader, "remote", False):
             return []
-        order = EpochOrder(loader.reader.counts, config.geometry, config.run.seed, 0, config.data.window_shards)
+        order = make_order(config, loader.reader.counts, 0, make_balance(config, dataset, loader.reader))
         lanes = range(min(config.geometry.lanes, -(-BATCH_PICTURES // config.geometry.tile)))
         augment, pictures = make_augment(config, dataset), []
         for part in next(loader.steps(training_requests(order, lanes))):

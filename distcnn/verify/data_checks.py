@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from distcnn.build import make_balance, make_order
 from distcnn.data.loader import TileRequest
-from distcnn.data.order import EpochOrder
+from distcnn.data.order import every_time
+from distcnn.data.shards import SplitReader
 from distcnn.verify.evidence import Evidence, called, troubles
 from distcnn.verify.launch import TileRow, Trace
 from distcnn.verify.record import digest
-from distcnn.verify.reference import shard_counts
 from distcnn.verify.result import Result, plural
 
 OTHER_THREADS = ((1, False), (3, True))  # (threads, whether they read ahead)
@@ -29,7 +30,7 @@ def check_order(evidence: Evidence) -> Result:
         for epoch, wanted in enumerate(_epochs(one)):
             got = [tile for place, tiles in trace.tiles.items() if place[0] == epoch for tile in tiles]
             if trace is one:
-                wanted = Counter(range(len(evidence.reference.loader.reader)))
+                wanted = Counter(evidence.reference.expected(epoch).tolist())
             problem = _compare(evidence, trace, epoch, Counter(s for tile in got for s in tile.ids), wanted)
             if problem:
                 result.problems.append(problem)
@@ -45,18 +46,22 @@ def check_order(evidence: Evidence) -> Result:
 def _walk(evidence: Evidence, result: Result) -> int:
     """Go through two epochs of the user's whole split, as ids alone."""
     config = evidence.full
-    counts = shard_counts(evidence.dataset, config.data.train_split)
-    samples = int(counts.sum())
+    split = evidence.dataset.manifest.split(config.data.train_split)
+    reader = SplitReader(evidence.dataset.root, split)
+    balance = make_balance(config, evidence.dataset, reader)
     for epoch in range(2):
-        order = EpochOrder(counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+        order = make_order(config, reader.counts, epoch, balance)
         lanes = [order.lane_slice(c, 0, order.lane_length(c)) for c in range(config.geometry.lanes)]
-        times = np.bincount(np.concatenate(lanes), minlength=samples)
-        if len(times) != samples or (times != 1).any():
+        found = np.sort(np.concatenate(lanes))
+        wanted = np.sort(every_time(balance.times(epoch) if balance else np.ones(split.samples, np.int64)))
+        if not np.array_equal(found, wanted):
+            ids, times = np.unique(found, return_counts=True)
             result.problems.append(
-                f"in the order of epoch {epoch} {plural(int((times == 0).sum()), 'sample')} of {samples:,} never"
-                f" come and {plural(int((times > 1).sum()), 'sample')} come more than once"
+                f"in the order of epoch {epoch} {plural(len(np.setdiff1d(wanted, ids)), 'sample')} of {len(wanted):,}"
+                f" never come and {plural(int((times > 1).sum()), 'sample')} come more than once"
             )
-    return samples
+    reader.close()
+    return len(wanted)
 
 
 def _epochs(trace: Trace) -> Iterator[Counter[int]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import safetensors.torch
 import torch
 
 from distcnn.build import Dataset
 from distcnn.config import TrainConfig
+from distcnn.data.order import sample_of
 from distcnn.verify.launch import Trace
 from distcnn.verify.plan import exact
 from distcnn.verify.reference import Reference
@@ -52,8 +54,10 @@ class Evidence:
     def names(self, ids: list[int]) -> str:
         """Samples in words, with their keys."""
         reader = self.reference.loader.reader
-        keys = [key for _, key in reader.keys(torch.tensor(ids[:4], dtype=torch.int64).numpy())]
-        return few([f"{sample} ({key})" for sample, key in zip(ids, keys, strict=False)] + ids[4:])
+        samples = sample_of(np.array(ids, dtype=np.int64))
+        keys = [key for _, key in reader.keys(samples[:4])]
+        named = [f"{sample} ({key})" for sample, key in zip(samples.tolist(), keys, strict=False)]
+        return few(named + samples[4:].tolist())
 
 
 def called(trace: Trace) -> str:

@@ -18,10 +18,10 @@ from torch.nn.functional import softplus
 
 from distcnn.augment import Targets
 from distcnn.batchnorm import TileBatchNorm2d
-from distcnn.build import Dataset, make_augment, make_loader, make_model
+from distcnn.build import Dataset, make_augment, make_balance, make_loader, make_model, make_order
 from distcnn.config import OptimConfig, TrainConfig, from_flat
 from distcnn.data.loader import TileRequest
-from distcnn.data.order import EpochOrder, Ids
+from distcnn.data.order import EpochOrder, Ids, every_time
 from distcnn.distill import load_teacher
 from distcnn.tiles import forward_seed
 
@@ -68,6 +68,7 @@ class Reference:
         self.config, self._dataset = config, dataset
         self._counts = shard_counts(dataset, config.data.train_split)
         self.loader = make_loader(config, dataset, config.data.train_split, True, 1, False)
+        self._balance = make_balance(config, dataset, self.loader.reader)
         self._val = make_loader(config, dataset, config.data.val_split, False, 1, False)
         self._augment = make_augment(config, dataset)
         self._classes = len(dataset.classes)
@@ -78,8 +79,11 @@ class Reference:
             module.__class__ = PlainBatchNorm2d  # type: ignore[assignment]
 
     def order(self, epoch: int) -> EpochOrder:
-        config = self.config
-        return EpochOrder(self._counts, config.geometry, config.run.seed, epoch, config.data.window_shards)
+        return make_order(self.config, self._counts, epoch, self._balance)
+
+    def expected(self, epoch: int) -> Ids:
+        """The ids of all that an epoch should train on, in order."""
+        return every_time(self._balance.times(epoch) if self._balance else np.ones(len(self.loader.reader), np.int64))
 
     def step(self, state: Mapping[str, torch.Tensor], epoch: int, step: int, by_lane: bool = False) -> Step:
         """The gradient of the mean loss over a step's samples, from the weights `state`."""
@@ -114,7 +118,7 @@ class Reference:
     def _factors(self) -> torch.Tensor:
         """(K,) what each class counts in the loss."""
         counts = np.array(self._dataset.manifest.split(self.config.data.train_split).class_counts, dtype=np.float64)
-        power = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[self.config.optim.balance]
+        power = {"sqrt": 0.5, "inverse": 1.0}.get(self.config.optim.balance, 0.0)
         factors = np.where(counts > 0, np.maximum(counts, 1) ** -power, 0)
         return torch.from_numpy(factors * counts.sum() / (factors * counts).sum()).float()
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from distcnn import checkpoint
-from distcnn.data.order import EpochOrder
+from distcnn.build import order_of
 from distcnn.optim import build_schedule
 from distcnn.verify.evidence import Evidence, called, described, troubles
 from distcnn.verify.launch import Trace
 from distcnn.verify.plan import EPOCHS
-from distcnn.verify.reference import learning_rate, relative, shard_counts
+from distcnn.verify.reference import learning_rate, relative
 from distcnn.verify.result import Result, difference, few, plural
 
 SAME_RATE = 1e-9  # relative to the peak: the formulas are written differently
@@ -65,9 +65,7 @@ def check_schedule(evidence: Evidence) -> Result:
 
 def _full_steps(evidence: Evidence) -> int:
     """Steps an epoch on the user's whole split."""
-    config = evidence.full
-    counts = shard_counts(evidence.dataset, config.data.train_split)
-    return EpochOrder(counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    return order_of(evidence.full, evidence.dataset).steps
 
 
 def _wrong_rate(evidence: Evidence, trace: Trace, total: int, lr: float) -> str:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distcnn.build import Dataset, open_dataset
+from distcnn.build import Dataset, open_dataset, order_of
 from distcnn.config import TrainConfig, flatten
 from distcnn.console import Console
-from distcnn.data.order import EpochOrder
 from distcnn.errors import UserError
 from distcnn.results import versions
 from distcnn.train import EVALUATION_TILE
@@ -21,7 +20,6 @@ from distcnn.verify import data_checks, run_checks, sum_checks
 from distcnn.verify.evidence import Evidence
 from distcnn.verify.launch import Trace, launch_all
 from distcnn.verify.plan import CHECKS, VAL_TILES, CheckName, Run, choose_processes, plan_runs, short_config
-from distcnn.verify.reference import shard_counts
 from distcnn.verify.report import CERTIFICATE, REPORT, Report, write_report
 from distcnn.verify.result import Result, plural
 from distcnn.verify.subset import make_subset, ragged_samples
@@ -145,8 +143,7 @@ def _small_set(config: TrainConfig, dataset: Dataset, folder: Path, steps: int) 
     sizes[train] = ragged_samples(available[train], config.geometry, steps)
     manifest = make_subset(dataset.root.resolve(), dataset.manifest, sizes, folder)
     small = Dataset(folder, manifest, dataset.size, dataset.mean, dataset.std)
-    counts = shard_counts(small, train)
-    return small, EpochOrder(counts, config.geometry, config.run.seed, 0, config.data.window_shards).steps
+    return small, order_of(config, small).steps
 
 
 def _refuse_impossible(traces: dict[str, Trace]) -> None:
