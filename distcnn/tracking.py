@@ -97,6 +97,7 @@ class WandbMirror:
         self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._summary: dict[str, Any] = {}
         self._ending: Ending | None = None
+        self._left = False  # nobody waits for it any more
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -108,9 +109,16 @@ class WandbMirror:
         self._rows.put(None)
         self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._warn(
-                f"W&B did not finish within {FINISH_SECONDS:.0f} s; 'wandb sync {self._run / 'wandb'}' uploads the rest"
-            )
+            self._left = True
+            self._warn(f"W&B did not finish within {FINISH_SECONDS:.0f} s; {self._how_to_sync()} uploads the rest")
+
+    def _how_to_sync(self) -> str:
+        return f"'wandb sync --include-online {self._run / 'wandb' / '*run-*'}'"
+
+    def _say(self, text: str) -> None:
+        """A warning, unless the last one has been given: what comes after it follows from it."""
+        if not self._left:
+            self._warn(text)
 
     def _work(self) -> None:
         try:
@@ -122,17 +130,17 @@ class WandbMirror:
             tracked.summary.update(self._summary)
             tracked.finish()
         except Exception as error:  # W&B is a mirror: nothing that happens there may end a training run
-            self._warn(f"W&B stopped ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            self._say(f"W&B stopped ({_in_a_line(error)})")
 
     def _end(self, tracked: Any, ending: Ending) -> None:
-        """Evaluation, samples worth a look, checkpoints. What fails here takes nothing else with it."""
+        """Evaluation, samples worth a look, data set, checkpoints. What fails here takes nothing else with it."""
         import wandb
 
-        for part in (_log_evaluation, _log_samples, _log_artifacts):
+        for part in (_log_evaluation, _log_samples, _log_dataset, _log_models):
             try:
                 part(wandb, tracked, ending)
             except Exception as error:
-                self._warn(f"W&B has not all of the run's end ({part.__name__}: {type(error).__name__}: {error})")
+                self._say(f"W&B has not all of the run's end ({part.__name__}: {_in_a_line(error)})")
 
     def _begin(self) -> Any:
         """The W&B run; offline where online cannot be had, with a warning if there was reason to expect it."""
@@ -146,12 +154,10 @@ class WandbMirror:
                 try:
                     return self._init(wandb, "online")
                 except wandb.errors.Error as error:
-                    trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+                    trouble = _in_a_line(error)
                     wandb.teardown()  # its service still holds the id of the run that failed
         if trouble:
-            self._warn(
-                f"W&B does not answer ({trouble}): offline; 'wandb sync {self._run / 'wandb'}/*' uploads it later"
-            )
+            self._say(f"W&B does not answer ({trouble}): offline; {self._how_to_sync()} uploads it later")
         return self._init(wandb, "offline")
 
     def _init(self, wandb: Any, mode: str) -> Any:
@@ -217,8 +223,8 @@ def _log_samples(wandb: Any, tracked: Any, ending: Ending) -> None:
         tracked.log({"samples_seen": found.samples_seen, "evaluation/samples": table})
 
 
-def _log_artifacts(wandb: Any, tracked: Any, ending: Ending) -> None:
-    """The data set by its fingerprint (no image leaves this machine for it), and the checkpoints made of it."""
+def _log_dataset(wandb: Any, tracked: Any, ending: Ending) -> None:
+    """The data set by its fingerprint: no image leaves this machine for it."""
     facts = {name: value for name, value in ending.dataset.items() if name != "name"}
     name = _artifact_name(str(ending.dataset.get("name", "data")))
     data = wandb.Artifact(name, type="dataset", metadata=facts)
@@ -226,13 +232,18 @@ def _log_artifacts(wandb: Any, tracked: Any, ending: Ending) -> None:
         file.write(f"{facts.get('fingerprint', '')}\n")
     # Of an offline run W&B takes no inputs: there the data set stands among what it logged.
     tracked.log_artifact(data) if tracked.offline else tracked.use_artifact(data)
+
+
+def _log_models(wandb: Any, tracked: Any, ending: Ending) -> None:
+    """The checkpoints, each once, with what they are as aliases."""
     if not wandb_takes_models():
         return
     aliases: dict[Path, list[str]] = {}
     for alias, folder in sorted(ending.checkpoints.items()):  # best before latest: W&B calls the last one latest
         aliases.setdefault(folder.resolve(), []).append(alias)
     for folder, names in aliases.items():
-        about = {"dataset": name, "fingerprint": facts.get("fingerprint"), "checkpoint": folder.name}
+        about: dict[str, Any] = {"dataset": _artifact_name(str(ending.dataset.get("name", "data")))}
+        about |= {"fingerprint": ending.dataset.get("fingerprint"), "checkpoint": folder.name}
         model = wandb.Artifact(f"model-{tracked.id}", type="model", metadata=about)
         for path in sorted(folder.iterdir()):
             model.add_file(str(path), policy="immutable", skip_cache=True)
@@ -256,6 +267,10 @@ def unreachable(url: str) -> str:
     except (OSError, ValueError) as error:
         return f"{url}: {getattr(error, 'reason', error)}"
     return ""
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _new_id() -> str:
