@@ -13,6 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -368,6 +369,18 @@ def _views(flat: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Ten
         views.append(flat.as_strided(parameter.size(), parameter.stride(), offset))
         offset += parameter.numel()
     return views
+
+
+def tensorboard_tracker(folder: Path, **how: Any) -> Any:
+    """Accelerate's tracker of TensorBoard, writing to `folder`; `how` goes to its SummaryWriter.
+
+    It writes on rank 0 only, which it learns from Accelerate: so there must be a Runtime first.
+    """
+    from accelerate.tracking import TensorBoardTracker
+
+    tracker = TensorBoardTracker(folder.name, folder.parent, **how)
+    tracker.start()
+    return tracker
 
 
 def process_cores() -> int:

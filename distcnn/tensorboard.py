@@ -1,4 +1,7 @@
-"""TensorBoard as a second mirror of metrics.jsonl: DISTCNN_TENSORBOARD=1, and `pip install distcnn[tensorboard]`."""
+"""TensorBoard as a second mirror of metrics.jsonl, by Accelerate's tracker of it.
+
+DISTCNN_TENSORBOARD=1, and `pip install distcnn[tensorboard]`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distcnn.distributed import tensorboard_tracker
 from distcnn.state import Position
 
 FOLDER = "tensorboard"
@@ -20,30 +24,31 @@ class TensorBoardMirror:
 
     def __init__(self, run: Path, settings: Mapping[str, Any], position: Position, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._writer: Any = None
+        self._tracker: Any = None
         if importlib.util.find_spec("tensorboard") is None:
             warn("DISTCNN_TENSORBOARD is set, but tensorboard is not installed: pip install distcnn[tensorboard]")
             return
         with self._guarded():
-            from torch.utils.tensorboard import SummaryWriter
-
             # What an earlier process wrote beyond the checkpoint is not shown.
             purge = position.samples + 1 if position.total else None
-            self._writer = SummaryWriter(str(run / FOLDER), purge_step=purge)
-            self._writer.add_text("settings", f"```json\n{json.dumps(dict(settings), indent=1)}\n```")
+            self._tracker = tensorboard_tracker(run / FOLDER, purge_step=purge)
+            # As text: `store_init_configuration` would show each start of a run as another run.
+            self._tracker.log(
+                {"settings": f"```json\n{json.dumps(dict(settings), indent=1)}\n```"}, step=position.samples
+            )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it has `samples_seen`. A thread of the writer puts it on the disk."""
+        """Add a row; it has `samples_seen`."""
+        values = {name: value for name, value in row.items() if name not in PLACE and isinstance(value, int | float)}
         with self._guarded():
-            for name, value in row.items() if self._writer else ():
-                if name not in PLACE and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, row["samples_seen"])
+            if self._tracker:
+                self._tracker.log(values, step=row["samples_seen"])
 
     def close(self) -> None:
         """Write what is still waiting."""
         with self._guarded():
-            if self._writer:
-                self._writer.close()
+            if self._tracker:
+                self._tracker.finish()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -52,4 +57,4 @@ class TensorBoardMirror:
             yield
         except Exception as error:  # TensorBoard is a mirror: nothing that happens there may end a training run
             self._warn(f"TensorBoard stopped ({type(error).__name__}: {error})")
-            self._writer = None
+            self._tracker = None

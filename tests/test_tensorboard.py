@@ -5,13 +5,22 @@ import math
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 
 from distcnn.config import RunConfig
+from distcnn.distributed import tensorboard_tracker
 from distcnn.state import Position
 from distcnn.tensorboard import FOLDER
 from distcnn.tracking import Tracker
 
 pytest.importorskip("tensorboard", reason="an optional extra")
+
+
+@pytest.fixture(autouse=True)
+def accelerator() -> None:
+    """What a Runtime has made before anything is tracked."""
+    Accelerator(cpu=True)
 
 
 def track(run: Path, position: Position, steps: range) -> list[str]:
@@ -44,6 +53,13 @@ def test_it_shows_the_rows_over_samples_seen_and_after_a_resumption_each_once(
     assert found["val/top1"] == [(320, 0.5)] and set(found) == {"train/loss", "val/top1", "val/loss"}
     assert track(tmp_path, Position(0, 3, 3, 192), range(4, 8)) == []
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [64 * step for step in range(1, 8)]
+    assert [path.is_file() for path in (tmp_path / FOLDER).iterdir()] == [True, True], "one run, not one a start"
+
+
+def test_it_is_accelerates_tracker(tmp_path: Path) -> None:
+    tracker = tensorboard_tracker(tmp_path / "board", purge_step=3)
+    assert isinstance(tracker, TensorBoardTracker) and tracker.tracker.log_dir == str(tmp_path / "board")
+    tracker.finish()
 
 
 @pytest.mark.parametrize("value", ["", "0", "false"])
