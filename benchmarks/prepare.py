@@ -3,10 +3,10 @@
     python benchmarks/prepare.py FOLDER [FOLDER ...] [--runs 5] [--workers N] [--copies N] [--scratch DIR]
 
 Each run measures both, one after the other, files warm in the page cache. `prepare` is timed from listing the folder
-to the published data set, synced to the disk; the loop has its list of files given, which costs it nothing (listing by
-itself is measured too). Imports and the start of the
-workers are in neither; the whole command, with them, is timed at the end, and there the memory of all its processes
-together (proportional set size, sampled) is taken. --copies makes a small set large, by hard links in a train/ folder,
+to the published data set, synced to the disk, with the start of its workers. The loop has its list of files given and
+its workers running; the second ratio gives the time that listing takes (in one process) to the loop as well. Imports
+are in neither; the whole command, with them, is timed at the end, and there the memory of all its processes together
+(proportional set size, sampled) is taken. --copies makes a small set large, by hard links in a train/ folder,
 so that what is fixed (starting, splitting) does not hide the rate.
 """
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from distcnn.data.decode import DecodeError, decode
 from distcnn.data.prepare.build import Settings, build
 from distcnn.data.prepare.folders import find_images, from_folder
-from distcnn.data.prepare.pool import usable_cores, warm_up
+from distcnn.data.prepare.pool import Pool, usable_cores, warm_up
 
 CHUNK = 256
 
@@ -46,20 +46,25 @@ def read_and_decode(paths: list[str]) -> int:
     return pixels
 
 
-def time_loop(executor: ProcessPoolExecutor, paths: list[str]) -> float:
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+def time_loop(executor: ProcessPoolExecutor, folder: Path) -> tuple[float, float]:
+    """Seconds of reading and decoding the images below a folder, and of finding them before."""
     start = time.perf_counter()
+    paths = [f"{folder}/{path}" for path in find_images(folder).paths]
+    found = time.perf_counter()
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     for _ in executor.map(read_and_decode, chunks):
         pass
-    return time.perf_counter() - start
+    return time.perf_counter() - found, found - start
 
 
 def time_prepare(folder: Path, scratch: Path, workers: int) -> float:
     output = scratch / "prepared"
     shutil.rmtree(output, ignore_errors=True)
+    os.sync()  # the disk has nothing left to do of the run before
     warm_up()
     start = time.perf_counter()
-    build(from_folder(folder), output, Settings(workers=workers))
+    with Pool(workers) as pool:
+        build(from_folder(folder, pool), output, Settings(workers=workers), pool=pool)
     return time.perf_counter() - start
 
 
@@ -130,20 +135,23 @@ def spread(values: list[float]) -> str:
 def measure(folder: Path, runs: int, workers: int, scratch: Path) -> None:
     found = find_images(folder)
     paths = [f"{folder}/{path}" for path in found.paths]
-    loop, prepared, cpu = [], [], []
+    loop, listed, prepared, cpu = [], [], [], []
     with ProcessPoolExecutor(workers, get_context("forkserver")) as executor:
         for number in range(runs + 1):
-            one, two = time_loop(executor, paths), time_prepare(folder, scratch, workers)
+            (one, listing), two = time_loop(executor, folder), time_prepare(folder, scratch, workers)
             if number:  # the first warms caches and workers
                 loop.append(len(paths) / one)
+                listed.append(len(paths) / (one + listing))
                 prepared.append(len(paths) / two)
                 cpu.append(cpu_times(folder, paths, scratch))
-    ratios = [two / one for one, two in zip(loop, prepared, strict=True)]
     seconds, peak = run_command(folder, scratch, workers)
     print(f"{folder.name}: {len(paths):,} images, {found.sizes.sum() / len(paths):,.0f} bytes each")
     print(f"  read and decode: {spread(loop)} images/s")
+    print(f"  the same, listing first: {spread(listed)} images/s")
     print(f"  prepare folder:  {spread(prepared)} images/s")
-    print(f"  prepare / loop:  {statistics.median(ratios):.0%} ({min(ratios):.0%} .. {max(ratios):.0%})")
+    for what, peer in (("loop", loop), ("loop with listing", listed)):
+        ratios = [two / one for one, two in zip(peer, prepared, strict=True)]
+        print(f"  prepare / {what}:  {statistics.median(ratios):.0%} ({min(ratios):.0%} .. {max(ratios):.0%})")
     one, listing, two = (statistics.median(column) for column in zip(*cpu, strict=True))
     print(
         f"  CPU an image:    {one:,.1f} us for the loop ({one + listing:,.1f} with listing), {two:,.1f} us for prepare"

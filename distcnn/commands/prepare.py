@@ -14,6 +14,7 @@ import tyro
 
 if TYPE_CHECKING:
     from distcnn.data.prepare.build import Settings
+    from distcnn.data.prepare.pool import Pool
     from distcnn.data.prepare.source import Source
 
 
@@ -153,15 +154,17 @@ def run(options: Chosen) -> int:
     from distcnn.console import rich_console
     from distcnn.data.prepare.build import build
     from distcnn.data.prepare.display import Display, show
-    from distcnn.data.prepare.pool import usable_cores, warm_up
+    from distcnn.data.prepare.pool import Pool, usable_cores, warm_up
 
     settings = _settings(options)
-    if (options.workers or usable_cores()) > 1 and not isinstance(options, Digits):
+    workers = options.workers or usable_cores()
+    if workers > 1 and not isinstance(options, Digits):
         warm_up()
-    source = _source(options)
     console = rich_console(highlight=True)
-    with Display(console) as display:
-        outcome = build(source, options.output, settings, display.report, options.overwrite)
+    with Pool(workers) as pool:
+        source = _source(options, pool)
+        with Display(console) as display:
+            outcome = build(source, options.output, settings, display.report, options.overwrite, pool)
     show(outcome, str(options.output), console)
     return 0
 
@@ -182,11 +185,11 @@ def _settings(options: Common) -> Settings:
     )
 
 
-def _source(options: Chosen) -> Source:
+def _source(options: Chosen, pool: Pool) -> Source:
     if isinstance(options, Folder):
         from distcnn.data.prepare.folders import from_folder
 
-        return from_folder(options.directory)
+        return from_folder(options.directory, pool)
     if isinstance(options, Csv):
         from distcnn.data.prepare.tables import Columns, from_csv
 

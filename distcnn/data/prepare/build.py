@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from distcnn.data.manifest import UNLABELLED, Manifest, Quarantined, Split
 from distcnn.data.order import permutation
 from distcnn.data.prepare.duplicates import content_groups, merge_groups, shared_between
+from distcnn.data.prepare.handover import slots
 from distcnn.data.prepare.images import Policy
 from distcnn.data.prepare.keys import make_keys, names_tell
 from distcnn.data.prepare.pool import Pool, usable_cores
@@ -33,7 +35,7 @@ TASK_SAMPLES = 256
 TASK_BYTES = 8 << 20
 DEFAULT_VAL = 0.1
 ALONE_SECONDS = 0.3  # of work that one process has done before others have started
-IMAGE_SECONDS, BYTE_SECONDS = 40e-6, 15e-9  # measured: 32 px JPEGs, and 500 px JPEGs, on one core
+IMAGE_SECONDS, BYTE_SECONDS = 30e-6, 15e-9  # measured: 32 px JPEGs, and 500 px JPEGs, on one core
 ALWAYS_ALLOWED_BAD = 10
 MAX_SEED = 2**32 - 2  # scikit-learn takes 32 bits, and test has a seed of its own
 
@@ -88,9 +90,17 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def build(
-    source: Source, output: Path, settings: Settings, report: Report = _silent, overwrite: bool = False
+    source: Source,
+    output: Path,
+    settings: Settings,
+    report: Report = _silent,
+    overwrite: bool = False,
+    pool: Pool | None = None,
 ) -> Outcome:
-    """Make the data set of `source` in `output`. Raises UserError or DataError with nothing left behind."""
+    """Make the data set of `source` in `output`. Raises UserError or DataError with nothing left behind.
+
+    `pool`: worker processes that are there already; without it they are started here, where they are worth it.
+    """
     start = time.monotonic()
     identity = _identity(source, settings)
     found = existing(output)
@@ -106,10 +116,10 @@ def build(
     with Staging(output) as staging:
         try:
             source.unpack(staging.folder)
-            with Pool(_workers(source, settings)) as pool:
-                splits = assign(source, settings, pool, report)
+            with _pool(source, settings, pool) as workers, slots(workers.window) as handover:
+                splits = assign(source, settings, workers, report)
                 work = _Work(source, splits, settings, staging.folder, report)
-                done = work.run(pool)
+                done = work.run(workers, handover)
             facts = {"kind": source.kind, **source.facts, "settings": settings.facts(), "identity": identity}
             manifest = Manifest(
                 source.name, source.classes, done, work.sums.stats(), tuple(sorted(work.bad, key=_by_name)), facts
@@ -120,10 +130,12 @@ def build(
     return Outcome(manifest, True, time.monotonic() - start, (*source.warnings, *work.warnings()))
 
 
-def _workers(source: Source, settings: Settings) -> int:
-    """As many as asked for, one where there is little to do."""
+def _pool(source: Source, settings: Settings, given: Pool | None) -> AbstractContextManager[Pool]:
+    """As many workers as asked for, one where there is little to do. What was given is for its owner to end."""
     seconds = len(source) * IMAGE_SECONDS + int(source.sizes.sum()) * BYTE_SECONDS
-    return (settings.workers or usable_cores()) if seconds > ALONE_SECONDS else 1
+    if seconds <= ALONE_SECONDS:
+        return Pool(1)
+    return Pool(settings.workers or usable_cores()) if given is None else nullcontext(given)
 
 
 def assign(source: Source, settings: Settings, pool: Pool, report: Report) -> dict[str, Ids]:
@@ -173,9 +185,9 @@ class _Work:
         # Splits that the source gives may share images; those cut here cannot, by the search for duplicates before.
         self._hashing = len(splits) > 1 and bool((source.split_of != FREE).any())
 
-    def run(self, pool: Pool) -> dict[str, Split]:
-        """Write the shards of every split into the folder."""
-        return {name: self._split(name, number, pool) for number, name in enumerate(self.splits)}
+    def run(self, pool: Pool, slots: Iterator[str]) -> dict[str, Split]:
+        """Write the shards of every split into the folder; workers hand over their parts in `slots`, in turn."""
+        return {name: self._split(name, number, pool, slots) for number, name in enumerate(self.splits)}
 
     def warnings(self) -> tuple[str, ...]:
         """What the user should know: classes without a good image, images of the same bytes in two splits."""
@@ -185,14 +197,14 @@ class _Work:
         hashes = {name: np.frombuffer(b"".join(parts), dtype=f"V{HASH_BYTES}") for name, parts in self._hashes.items()}
         return (*self._empty, *shared_between(hashes, ids, self.source.names))
 
-    def _split(self, name: str, number: int, pool: Pool) -> Split:
+    def _split(self, name: str, number: int, pool: Pool, slots: Iterator[str]) -> Split:
         ids = self.splits[name]
         order = ids[permutation(len(ids), self.settings.seed, SHUFFLE, number)]
         counts = np.zeros(len(self.source.classes), dtype=np.int64)
         good, hashes = self._good.setdefault(name, []), self._hashes.setdefault(name, [])
         seen = 0
         with ShardWriter(self.folder, name, self.settings.limits) as writer:
-            tasks = self._tasks(order, count_pixels=name == "train")
+            tasks = self._tasks(order, name == "train", slots)
             for chosen, part in pool.map(pack, tasks):
                 writer.add(part)
                 self.sums.merge(part.sums)
@@ -212,7 +224,9 @@ class _Work:
             self._empty.append(f"class {lost!r} has no image in train")
         return Split(shards, tuple(counts.tolist()) if labelled else ())
 
-    def _tasks(self, order: Ids, count_pixels: bool) -> Iterator[tuple[Ids, tuple[Task, Policy, bool, bool]]]:
+    def _tasks(
+        self, order: Ids, count_pixels: bool, slots: Iterator[str]
+    ) -> Iterator[tuple[Ids, tuple[Task, Policy, bool, bool, str]]]:
         """The images of a split in runs of at most TASK_SAMPLES and about TASK_BYTES."""
         for ids in cut_by_size(order, self.source.sizes, TASK_SAMPLES, TASK_BYTES):
             places = ids.tolist()
@@ -224,7 +238,7 @@ class _Work:
                 payloads=[source.payload(i) for i in places],
                 root=source.root,
             )
-            yield ids, (task, self.settings.policy, count_pixels, self._hashing)
+            yield ids, (task, self.settings.policy, count_pixels, self._hashing, next(slots))
 
     def _quarantine(self, name: str, chosen: NDArray[np.int64], part: Part) -> None:
         """Note the images that were left out; too many of them end the work."""

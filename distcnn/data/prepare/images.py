@@ -7,6 +7,7 @@ another. What is encoded again becomes RGB by the rules of `distcnn.data.decode`
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from dataclasses import dataclass
@@ -17,7 +18,18 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from distcnn.data.decode import FORMATS, JPEG_MAGIC, MAX_BYTES, MAX_PIXELS, DecodeError, Pixels, decode, to_rgb
+from distcnn.data.decode import (
+    FORMATS,
+    HEADER_BYTES,
+    JPEG_MAGIC,
+    MAX_BYTES,
+    MAX_PIXELS,
+    DecodeError,
+    Pixels,
+    decode,
+    plain_header,
+    to_rgb,
+)
 from distcnn.data.prepare.source import Payload, Slice
 from distcnn.errors import UserError
 
@@ -107,6 +119,39 @@ def check(content: bytes | Pixels, policy: Policy) -> Checked:
         if not policy.max_side or max(width, height) <= policy.max_side:
             return Checked(content, kind, pixels)
     return _encode(_open(content, policy), policy, kind or "png")
+
+
+class Checker:
+    """`check` for one image after another: quick where a JPEG has the size of the one before, as in most sets.
+
+    The pixels of an image may lie in memory that the next one uses again.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._slot: Pixels = np.empty((0, 0, 3), dtype=np.uint8)
+        self._header = b""  # that a JPEG of the slot's size has; b"" before the first one
+
+    def __call__(self, content: bytes | Pixels) -> Checked:
+        """Raises DecodeError with why an image cannot be used."""
+        if isinstance(content, bytes) and self._is_like_before(content):
+            with contextlib.suppress(ValueError):  # damaged, which `check` describes
+                if simplejpeg.decode_jpeg(content, "RGB", buffer=self._slot).shape == self._slot.shape:
+                    return Checked(content, "jpg", self._slot)
+        checked = check(content, self._policy)
+        if checked.data is content and checked.extension == "jpg":  # the policy keeps images of this size as they are
+            height, width = checked.pixels.shape[:2]
+            self._slot, self._header = np.empty((height, width, 3), dtype=np.uint8), plain_header(height, width)
+        return checked
+
+    def _is_like_before(self, data: bytes) -> bool:
+        """A JPEG with the header of the slot's size, and without EXIF that might turn it."""
+        return (
+            self._header != b""
+            and data.startswith(JPEG_MAGIC)
+            and data.find(self._header, 0, HEADER_BYTES) >= 0
+            and (self._policy.exif == "ignore" or data.find(b"Exif\0\0") < 0)
+        )
 
 
 def sniff(data: bytes) -> str:

@@ -47,13 +47,19 @@ def _context() -> ForkServerContext:
 
 
 class Pool:
-    """`workers` processes, or none: with 1 worker the caller's process does the work itself."""
+    """`workers` processes, started when they are first wanted; with 1 worker the caller's process does the work."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.window = 2 * workers + 1 if workers > 1 else 0  # most tasks under way, with the one that is given out
         self._executor: ProcessPoolExecutor | None = None
-        if workers > 1:
-            self._executor = ProcessPoolExecutor(workers, _context(), initializer=_start_worker)
+
+    def start(self) -> None:
+        """Let the processes come up while the caller goes on."""
+        if self.workers > 1 and self._executor is None:
+            self._executor = ProcessPoolExecutor(self.workers, _context(), initializer=_start_worker)
+            for _ in range(self.workers):
+                self._executor.submit(int)
 
     def __enter__(self) -> Pool:
         return self
@@ -68,6 +74,7 @@ class Pool:
         self, function: Callable[..., Result], arguments: Iterator[tuple[Argument, tuple[Any, ...]]]
     ) -> Iterator[tuple[Argument, Result]]:
         """(tag, function(*arguments)) for each (tag, arguments), in their order. Raises UserError if a worker dies."""
+        self.start()
         if self._executor is None:
             for tag, values in arguments:
                 yield tag, function(*values)
@@ -76,7 +83,7 @@ class Pool:
         try:
             for tag, values in arguments:
                 waiting.append((tag, self._executor.submit(function, *values)))
-                if len(waiting) > 2 * self.workers:
+                if len(waiting) == self.window:
                     first, future = waiting.popleft()
                     yield first, future.result()
             while waiting:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distcnn.data.decode import Pixels
 from distcnn.data.manifest import ImageStats
 
-HOLD = 256  # samples summed together
+HOLD = 128  # samples summed together
 GRID = 32  # pixels of an image that count in mean and std: all up to 32x32, else about 32 rows by 32 columns
 
 
@@ -26,24 +26,30 @@ class Sums:
     min_height: int = 0
     max_height: int = 0
     gray: bool = True
-    _held: list[Pixels] = field(default_factory=list)
+    _shape: tuple[int, ...] = field(default=(), compare=False)  # of the image added last
+    _held: Pixels | None = field(default=None, compare=False)  # memory for samples to be summed many at a time
+    _values: int = field(default=0, compare=False)  # of it that are in use
 
     def add(self, image: Pixels) -> None:
         """Count an image (H, W, 3) uint8 in. Not the image is kept for it, but its sample."""
-        height, width = image.shape[:2]
-        self._add_sizes(width, width, height, height)
+        if image.shape != self._shape:
+            self._shape = image.shape
+            height, width = image.shape[:2]
+            self._add_sizes(width, width, height, height)
         self.gray = self.gray and is_gray(image)
-        grid = image if height <= GRID and width <= GRID else np.ascontiguousarray(_grid(image))
+        grid = _grid(image)
         self.pixels += grid.shape[0] * grid.shape[1]
-        self._held.append(grid.reshape(-1))
-        if len(self._held) == HOLD:
+        if self._held is None or self._values + grid.size > len(self._held):
             self.settle()
+            self._held = np.empty(HOLD * GRID * GRID * 3, dtype=np.uint8)
+        self._held[self._values : self._values + grid.size] = grid.reshape(-1)  # r g b r g b ...
+        self._values += grid.size
 
     def settle(self) -> None:
-        """Add up the samples held back, which are summed many at a time."""
-        if self._held:
-            self._add_sums(*_channel_sums(np.concatenate(self._held)))  # r g b r g b ...
-            self._held = []
+        """Add up the samples held back, and let their memory go."""
+        if self._held is not None:
+            self._add_sums(*_channel_sums(self._held[: self._values]))
+            self._held, self._values = None, 0
 
     def merge(self, other: Sums) -> None:
         """Count in what `other` has counted."""
@@ -112,7 +118,7 @@ def _equal_channels(image: Pixels) -> bool:
 def _grid(image: Pixels) -> Pixels:
     """At most about GRID rows by GRID columns of an image, evenly spread."""
     height, width = image.shape[:2]
-    return image[:: _step(height), :: _step(width)]
+    return image if height <= GRID and width <= GRID else image[:: _step(height), :: _step(width)]
 
 
 def _step(side: int) -> int:

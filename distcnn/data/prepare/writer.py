@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from distcnn.data.manifest import Shard
+from distcnn.data.prepare.handover import memory_of
 from distcnn.data.prepare.work import Part
 from distcnn.data.shards import IndexRows, index_dtype
 from distcnn.data.tar import BLOCK
@@ -47,6 +48,7 @@ class ShardWriter:
         self._position = 0
         self._rows: list[IndexRows] = []
         self._samples = 0
+        self._buffer = bytearray()  # that parts are read into
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
 
@@ -60,8 +62,7 @@ class ShardWriter:
 
     def add(self, part: Part) -> None:
         """Append the samples of a part, in their order; they may end one shard and begin others."""
-        view = memoryview(part.tar)
-        ends = np.array(part.ends, dtype=np.int64)
+        view, ends = memory_of(part.tar, self._buffer), part.ends
         first, start = 0, 0
         while first < len(ends):
             if self._file is None:

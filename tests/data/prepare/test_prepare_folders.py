@@ -8,6 +8,7 @@ import pytest
 from prepare_files import class_folders, contents, jpg, made, png, write
 
 from distcnn.data.prepare.folders import find_images, from_folder
+from distcnn.data.prepare.pool import Pool
 from distcnn.data.prepare.source import SPLITS, order_classes
 from distcnn.errors import DataError
 
@@ -118,6 +119,33 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "a" / "gone.jpg").symlink_to(tmp_path / "nothing")
     assert find_images(tmp_path / "set").paths == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
+
+
+def test_processes_list_what_one_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("val", "train"):
+        class_folders(tmp_path / split, {"b": 3, "a": 4, "c d/e": 2, "c": 1})
+    (tmp_path / "train" / "c" / "up").symlink_to(tmp_path / "train")
+    alone = find_images(tmp_path)
+    monkeypatch.setattr("distcnn.data.prepare.folders.MANY", 5)
+    with Pool(2) as pool:
+        together = find_images(tmp_path, pool)
+    assert (
+        together.paths
+        == alone.paths
+        == [
+            f"{s}/{c}"
+            for s in ("train", "val")
+            for c in (
+                *(f"a/{i:03}.jpg" for i in range(4)),
+                *(f"b/{i:03}.jpg" for i in range(3)),
+                "c/000.jpg",
+                "c d/e/000.jpg",
+                "c d/e/001.jpg",
+            )
+        ]
+    )
+    assert together.folders == alone.folders and sum(count for _, count in alone.folders) == 20
+    assert np.array_equal(together.sizes, alone.sizes) and np.array_equal(together.times, alone.times)
 
 
 def test_names_of_any_bytes_are_read_and_shown(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -14,17 +15,19 @@ from PIL import Image
 from prepare_files import encode, jpg, picture, png
 
 from distcnn.data.decode import DecodeError, decode
-from distcnn.data.prepare.images import READ_FIRST, Policy, _scaled_jpeg, check, load, sniff
+from distcnn.data.prepare.images import READ_FIRST, Checker, Policy, _scaled_jpeg, check, load, sniff
 from distcnn.data.prepare.source import Slice
 from distcnn.errors import UserError
 
 KEEP = Policy()
 
 
-def rotated(orientation: int, format: str = "JPEG") -> bytes:
+def rotated(orientation: int, format: str = "JPEG", width: int = 96, height: int = 64) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(picture(1, 96, 64), format, exif=exif.tobytes(), **({"quality": 100} if format != "PNG" else {}))
+    return encode(
+        picture(1, width, height), format, exif=exif.tobytes(), **({"quality": 100} if format != "PNG" else {})
+    )
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -220,3 +223,37 @@ def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
 def test_a_policy_that_makes_no_sense_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"--quality|--max-side"):
         Policy(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(exif="ignore"), Policy(max_side=10), Policy(format="png")])
+def test_one_image_after_another_is_checked_as_each_by_itself(policy: Policy) -> None:
+    """Whatever the quick way is offered: the size of the one before, but turned, damaged, progressive, a PNG ..."""
+    grey = encode(picture(mode="L"), "JPEG")
+    same = [
+        jpg(1),
+        jpg(2),
+        rotated(6, width=12, height=8),
+        jpg(3)[:-60],
+        encode(picture(4), "JPEG", progressive=True),
+        jpg(5) + b"more",
+    ]
+    given = [jpg(0), *same, png(6), jpg(7), grey, grey, jpg(8, 8, 12), jpg(9, 8, 12), rotated(3), b"", jpg(1)]
+    checker = Checker(policy)
+    for data in given:
+        try:
+            expected = check(data, policy)
+        except DecodeError as error:
+            with pytest.raises(DecodeError, match=re.escape(str(error))):
+                checker(data)
+            continue
+        got = checker(data)
+        assert (got.data, got.extension) == (expected.data, expected.extension)
+        assert np.array_equal(got.pixels, expected.pixels)
+
+
+def test_the_quick_way_is_taken_for_images_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = Checker(Policy())
+    first = checker(jpg(0))
+    monkeypatch.setattr("distcnn.data.prepare.images.check", None)
+    assert np.array_equal(checker(jpg(1)).pixels, decode(jpg(1)))
+    assert np.array_equal(first.pixels, decode(jpg(0)))

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepare_files import by_webdataset, encode, jpg, picture, png, write
 
+from distcnn.data.prepare.handover import Left, leave, memory_of, slots
 from distcnn.data.prepare.images import Policy
 from distcnn.data.prepare.keys import MAX_KEY_BYTES
-from distcnn.data.prepare.packing import Packer
+from distcnn.data.prepare.packing import tar_of
 from distcnn.data.prepare.source import Payload
 from distcnn.data.prepare.work import Task, content_hash, hash_payloads, pack
 from distcnn.data.prepare.writer import Limits, ShardWriter, join_rows
@@ -45,24 +46,27 @@ def plain(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
     return out.getvalue()
 
 
+def tar(samples: list[tuple[str, Members]]) -> tuple[bytes, list[int]]:
+    """The bytes of `tar_of`, and where each member's content begins."""
+    members = [(f"{key}.{ext}", content) for key, held in samples for ext, content in sorted(held.items())]
+    data, offsets = tar_of([name for name, _ in members], [content for _, content in members])
+    for offset, (_, content) in zip(offsets, members, strict=True):
+        assert data[offset : offset + len(content)].tobytes() == content
+    return data.tobytes(), offsets.tolist()
+
+
 def test_the_bytes_are_those_of_webdatasets_writer() -> None:
-    packer = Packer()
-    offsets = [packer.add(key, members, next(iter(members))) for key, members in SAMPLES]
-    data, expected = packer.take(), plain(SAMPLES)
-    assert len(data) == packer.size
+    data, offsets = tar(SAMPLES)
+    expected = plain(SAMPLES)
     assert data == expected[: len(data)]
     assert not expected[len(data) :].strip(b"\0")
-    for offset, (_, members) in zip(offsets, SAMPLES, strict=True):
-        image = next(iter(members.values()))
-        assert data[offset : offset + len(image)] == image
+    assert offsets[0] == 512 and len(offsets) == sum(len(members) for _, members in SAMPLES)
 
 
 @given(st.lists(st.tuples(KEYS, MEMBERS), max_size=5))
 def test_the_bytes_are_those_of_webdatasets_writer_whatever_the_sample(samples: list[tuple[str, Members]]) -> None:
-    packer = Packer()
-    for key, members in samples:
-        packer.add(key, members, "")
-    assert plain(samples)[: packer.size] == packer.take()
+    data, _ = tar(samples)
+    assert plain(samples)[: len(data)] == data
 
 
 def test_packing_comes_without_torch() -> None:
@@ -74,7 +78,25 @@ def test_packing_comes_without_torch() -> None:
 def test_a_member_that_no_header_can_name_is_an_error() -> None:
     for key in ("k" * 98, "\xfc"):
         with pytest.raises(ValueError, match=r"does not fit|codec can't encode"):
-            Packer().add(key, {"jpg": b""}, "jpg")
+            tar_of([f"{key}.jpg"], [b""])
+
+
+def test_a_part_is_handed_over_in_memory_or_as_it_is() -> None:
+    data, more = (np.random.default_rng(seed).integers(0, 256, 5000, dtype=np.uint8) for seed in (0, 1))
+    with slots(2) as names:
+        one, two, again = next(names), next(names), next(names)
+        assert one == again != two
+        left = leave(data, one)
+        assert isinstance(left, Left) and isinstance(leave(more, two), Left)
+        buffer = bytearray()
+        assert memory_of(left, buffer) == data.data
+        shorter = leave(more[:7], again)  # the slot is used again, for less than it held
+        assert memory_of(shorter, buffer) == more[:7].data
+        assert memory_of(leave(data[:0], one), buffer) == b""
+    assert leave(data, one) is data  # the slots are gone
+    assert leave(data, "") is data and memory_of(data, buffer) == data.data
+    with slots(0) as names:
+        assert next(names) == next(names) == ""
 
 
 def packed(payloads: list[Payload], labels: list[int] | None = None, name: str = "n") -> Task:
@@ -98,7 +120,7 @@ def test_a_task_becomes_a_part_and_bad_images_are_named(tmp_path: Path) -> None:
     assert part.rows["height"].tolist() == [8] * 3
     assert part.sums.pixels == 3 * 12 * 8
     for row, image in zip(part.rows, (png(0), jpg(1), jpg(2)), strict=True):
-        assert part.tar[row["offset"] :][: row["size"]] == image
+        assert part.tar[row["offset"] :][: row["size"]].tobytes() == image
     assert part.hashes == b"".join(map(content_hash, (png(0), jpg(1), jpg(2))))
     assert part.ends[-1] == len(part.tar)
 
@@ -107,8 +129,10 @@ def test_members_are_the_image_the_label_and_the_name(tmp_path: Path) -> None:
     names = ['q"uo\\te/ü\n.png', "", "z"]
     task = Task(["a", "b", "c"], names, [7, 0, -1], [png(0), jpg(1), encode(picture(), "WEBP")], "")
     part = pack(task, Policy(), count_pixels=False)
-    write(tmp_path / "x.tar", part.tar + bytes(1024))
+    write(tmp_path / "x.tar", part.tar.tobytes() + bytes(1024))
     samples = by_webdataset([tmp_path / "x.tar"])
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert tar.getnames()[:3] == ["a.cls", "a.json", "a.png"]
     plain_members = [{k: v for k, v in s.items() if not k.startswith("__")} for s in samples]
     assert [s["__key__"] for s in samples] == ["a", "b", "c"]
     assert plain_members[1] == {"jpg": jpg(1), "cls": b"0"}
