@@ -3,9 +3,10 @@
     python benchmarks/roof.py [--model resnet50] [--side 224] [--batch 256] [--tflops 989] [--gigabytes 3350]
 
 Computed from shapes alone: nothing is measured here. (The defaults are what NVIDIA states for an H100 SXM, dense
-bfloat16.) A kernel takes the longer of the time for its operations and the time for its bytes; kernels run one after
-the other. Bytes are those that must cross the memory bus if a kernel reads its inputs and writes its outputs once,
-with activations in 2 bytes; caches that hold a whole activation would beat that, and small kernels do not reach it.
+bfloat16, the arithmetic as in distcnn/gauge.py.) A kernel takes the longer of the time for its operations and the
+time for its bytes; kernels run one after the other. Bytes are those that must cross the memory bus if a kernel reads
+its inputs and writes its outputs once, with activations in 2 bytes; caches that hold a whole activation would beat
+that, and small kernels do not reach it.
 
 eager: convolutions, batch norms, activations and additions are kernels of their own. fused: activations and
 additions cost nothing beside the kernel before them, as a compiler makes it. convolutions: batch norm costs nothing
@@ -21,6 +22,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from distcnn.gauge import TERA, peak_flops
 
 Level = Literal["eager", "fused", "convolutions"]
 LEVELS: tuple[Level, ...] = ("eager", "fused", "convolutions")
@@ -103,7 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--tflops", type=float, default=989.0)
+    parser.add_argument("--tflops", type=float, default=peak_flops("NVIDIA H100 80GB HBM3", "bf16") / TERA)
     parser.add_argument("--gigabytes", type=float, default=3350.0)
     asked = parser.parse_args()
     model = build(asked.model, asked.side)

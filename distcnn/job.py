@@ -34,6 +34,7 @@ from distcnn.distill import Teacher, check_same_teacher, load_teacher
 from distcnn.distributed import Runtime, broken_by_another, process_cores
 from distcnn.ema import Ema, Lookahead, first_share
 from distcnn.errors import LostRank, UserError
+from distcnn.gauge import Gauge, gauge_of
 from distcnn.heartbeat import SAVE, Pulse
 from distcnn.heartbeat import clear as clear_heartbeats
 from distcnn.lag import Flags
@@ -75,6 +76,7 @@ class Job:
     val_loader: Loader
     identity: Identity
     meter: Meter
+    gauge: Gauge
     stop: StopRequest
     writer: checkpoint.Writer  # used by rank 0
     flags: Flags
@@ -218,6 +220,7 @@ def build_job(
         val_loader=make_loader(config, dataset, config.data.val_split, False, threads, gpu, runtime.device),
         identity=Identity.of(fingerprint, config.run.seed, config.geometry, config.data.window_shards),
         meter=Meter(loader.stats),
+        gauge=gauge_of(config, len(dataset.classes), dataset.size, runtime.device, runtime.world.size),
         stop=stop,
         writer=checkpoint.Writer(config.output, config.run.keep_checkpoints, console.warn),
         flags=Flags(runtime.device),

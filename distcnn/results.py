@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from distcnn.config import flatten
 from distcnn.console import duration, percent
 from distcnn.data.shards import SplitReader
 from distcnn.errors import EXIT_PREEMPTED
+from distcnn.files import binary_size
 from distcnn.metrics import Evaluation
 from distcnn.outcome import FOLDER as OUTCOMES
 from distcnn.outcome import Outcome, outcome_of, write_outcome
@@ -105,6 +107,8 @@ def finish(job: Job, evaluation: Evaluation | None, seconds: float) -> dict[str,
         "confusion": evaluation.confusion().tolist(),
         "versions": versions(),
     }
+    gauged = job.gauge.row(results["images_per_second"])
+    results |= {name.removeprefix("perf/"): value for name, value in gauged.items()}
     if job.is_main:
         checkpoint.write_json(job.run / RESULTS, results)
         if job.tracker:
@@ -171,6 +175,17 @@ def _complete_results(run: Path) -> dict[str, Any] | None:
     return results if results.get("status") == "complete" else None
 
 
+def gauge_rows(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a GPU was used for, as far as results.json, or the end of a name in metrics.jsonl, tells it."""
+    rows = {}
+    if "mfu" in results:
+        rows["MFU"] = f"{percent(results['mfu'])} of the peak is the network's own arithmetic"
+    if "gpu_memory_bytes" in results:
+        used, held = (binary_size(int(results[f"gpu_{kind}_bytes"])) for kind in ("memory", "reserved"))
+        rows["GPU memory"] = f"{used} at most, {held} reserved"
+    return rows
+
+
 def show(job: Job, results: dict[str, Any], title: str) -> None:
     """The short table at the end."""
     low, high = percent(results["val/top1_low"]), percent(results["val/top1_high"])
@@ -179,6 +194,7 @@ def show(job: Job, results: dict[str, Any], title: str) -> None:
         "loss": f"{results['val/loss']:.4f}",
         "best": f"{percent(results['best/top1'])} after epoch {int(results['best/epoch']) + 1}",
         "speed": f"{results['images_per_second']:,.0f} images/s",
+        **gauge_rows(results),
         "wall time": duration(results["wall_seconds"]),
         "run": str(job.run),
         "try next": f"distcnn report {job.run}, torchrun --nproc-per-node=2 train.py, distcnn --help",

@@ -219,7 +219,7 @@ def stop_here(job: Job) -> NoReturn:
 def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
     """Write a row of metrics; returns what the progress line shows. Waits for the device."""
     row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)} | job.stragglers.row()
-    row |= {"train/left_out": job.left_out}
+    row |= {"train/left_out": job.left_out} | job.gauge.row(row["perf/images_per_second"])
     if job.tracker:
         job.tracker.log(place(job.position) | {name: value for name, value in row.items() if math.isfinite(value)})
     return f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"

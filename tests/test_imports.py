@@ -40,6 +40,7 @@ LEVELS = [
         "tiles",
         "layers",
         "shapes",
+        "gauge",
         "checkpoint",
         "pretrained",
         "distill",

@@ -34,6 +34,8 @@ def speed(runs: Sequence[RunFacts]) -> list[Plot]:
     """Throughput; and of a single run, where the time went and how the slowest rank compares."""
     column = "perf/images_per_second"
     found = [_plot("Images per second in training", _line(runs, column, "images/s", floor=0), runs, (column,))]
+    title = "MFU: the network's own arithmetic, as a share of the GPUs' peak"
+    found.append(_plot(title, _line(runs, "perf/mfu", "share of the peak", floor=0), runs, ("perf/mfu",)))
     if len(runs) == 1:
         shares = {part: share for part, share in runs[0].shares().items() if share >= LEAST_SHARE}
         if shares:

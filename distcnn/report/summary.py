@@ -7,6 +7,7 @@ from typing import Any
 
 from distcnn.console import duration, percent
 from distcnn.report.gather import RunFacts
+from distcnn.results import gauge_rows
 from distcnn.text import counted
 
 SLOW_DATA = 0.2  # share of the time waited for data from which it is worth saying
@@ -55,7 +56,9 @@ def _progress(run: RunFacts) -> dict[str, str]:
     pace = run.speed()
     if pace:
         rows["speed"] = f"{pace:,.0f} images/s"
-    return rows
+    gauged = {name: run.last_value(f"perf/{name}") for name in ("mfu", "gpu_memory_bytes", "gpu_reserved_bytes")}
+    known = {name: value for name, value in gauged.items() if value is not None}
+    return rows | gauge_rows(known | {name: run.results[name] for name in known if name in run.results})
 
 
 def _identity(run: RunFacts) -> dict[str, str]:
