@@ -139,7 +139,7 @@ class OptimConfig:
     that way (on a logarithmic scale). plan says how long such an epoch is."""
     distill: str = ""
     """Learn from a teacher besides: a run folder or checkpoint of distcnn with the same classes and image size. It sees
-    the same augmented images; most is gained in long runs with much augmentation."""
+    the same augmented images, which pays in long runs (Beyer et al. 2021)."""
     distill_weight: float = 0.5
     """Share of the teacher in the loss, the rest is the labels': (1 - w) CE + w T^2 KL. 1: the teacher alone."""
     distill_temperature: float = 2.0

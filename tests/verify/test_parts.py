@@ -16,12 +16,24 @@ from distcnn.data.order import EpochOrder, Geometry
 from distcnn.data.shards import SplitReader
 from distcnn.errors import UserError
 from distcnn.verify import blame
+from distcnn.verify.evidence import Evidence
 from distcnn.verify.plan import CHECKS, EPOCHS, choose_processes, exact, plan_runs, short_config
 from distcnn.verify.reference import clipped, learning_rate, relative
 from distcnn.verify.report import Report, render, write_report
 from distcnn.verify.result import Result, few, plural
 from distcnn.verify.subset import SHARDS, make_subset, ragged_samples, spread
+from distcnn.verify.sum_checks import _undisturbed
 from distcnn.verify.verify import CHECK_FUNCTIONS
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"), [(0, [0, 3]), (2, [0]), (3, [0, 3]), (4, [0]), (5, [0, 3]), (8, [0, 3]), (100, [0, 3])]
+)
+def test_where_lookahead_averages_statistics_they_are_not_compared(every: int, kept: list[int]) -> None:
+    """Four steps an epoch, eight in all: the first and the fourth are looked at."""
+    config = from_flat({"lookahead": every, "epochs": 2})
+    evidence = Evidence(config, None, config, None, 4, {})  # type: ignore[arg-type]
+    assert _undisturbed(evidence, [0, 3]) == kept
 
 
 @pytest.mark.parametrize(
