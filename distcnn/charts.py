@@ -61,7 +61,7 @@ def class_bars(outcome: Outcome) -> Draw:
         axes.errorbar(recall, places, xerr=abs(ends.T - recall), fmt="none", ecolor=style.ink, elinewidth=1.2)
         axes.set_yticks(places, names)
         axes.set_ylim(len(places) - 0.4, -0.6)
-        axes.set_xlim(max(0, 10 * np.floor(ends.min() / 10)) if len(ends) and ends.min() > 50 else 0, 100.5)
+        axes.set_xlim(0, 100.5)  # from 0: the length of a bar is what is read
         axes.set_xlabel("recall in %, with 95 % intervals")
 
     return draw

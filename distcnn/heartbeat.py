@@ -106,6 +106,7 @@ class Pulse:
         self.error = ""
         self._since = time.monotonic()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._taken: defaultdict[str, float] = defaultdict(float)
         self._begun: deque[list[TileRequest]] = deque()  # steps handed to the loader and not made yet
         self._reader: Names | None = None
 
@@ -135,7 +136,15 @@ class Pulse:
     def take_seconds(self) -> tuple[float, float]:
         """(waiting for data, computing), in seconds since the last call, without waiting for other ranks."""
         self.mark(self.phase)
-        return self._seconds.pop(DATA, 0.0), self._seconds.pop(COMPUTE, 0.0)
+        data, compute = self._seconds.pop(DATA, 0.0), self._seconds.pop(COMPUTE, 0.0)
+        self._taken[DATA] += data
+        self._taken[COMPUTE] += compute
+        return data, compute
+
+    def all_seconds(self) -> dict[str, float]:
+        """Seconds of each phase of a step, of this process until now."""
+        self.mark(self.phase)
+        return {phase: self._seconds[phase] + self._taken[phase] for phase in (DATA, COMPUTE, REDUCE)}
 
     def heartbeat(self, beat: int) -> Heartbeat:
         """What there is to say now."""

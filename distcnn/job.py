@@ -51,6 +51,7 @@ from distcnn.start import set_first_weights
 from distcnn.starts import count_start
 from distcnn.state import Identity, Ledger, Position
 from distcnn.stragglers import Stragglers
+from distcnn.times import Times
 from distcnn.tracking import Tracker
 from distcnn.world import World, accelerates_precision, torchrun_restarts
 
@@ -82,6 +83,7 @@ class Job:
     flags: Flags
     pulse: Pulse
     stragglers: Stragglers
+    times: Times
     blackbox: BlackBox
     ema: Ema | None = None
     lookahead: Lookahead | None = None
@@ -204,6 +206,7 @@ def build_job(
     steps = make_order(config, loader.reader.counts, 0, balance).steps
     schedule = build_schedule(config.optim, steps)
     fingerprint = dataset.manifest.fingerprint()
+    pulse = pulse or Pulse(runtime.world)
     return Job(
         config=config,
         dataset=dataset,
@@ -224,7 +227,8 @@ def build_job(
         stop=stop,
         writer=checkpoint.Writer(config.output, config.run.keep_checkpoints, console.warn),
         flags=Flags(runtime.device),
-        pulse=pulse or Pulse(runtime.world),
+        pulse=pulse,
+        times=Times(pulse, loader.stats),
         stragglers=Stragglers(runtime.world.rank, runtime.world.size, console.warn),
         blackbox=BlackBox(Flags.LAG if gpu else 0),
         ema=ema,

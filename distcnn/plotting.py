@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +12,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from PIL import Image, ImageDraw, ImageFont
 
 WIDTH_INCHES = 5.4  # narrow: on a phone the letters stay legible
 DOTS_PER_INCH = 160
 LABEL_LETTERS = 22
+TITLE_LETTERS, TITLE_PIXELS = 64, 33  # of a line of a picture's title
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,35 @@ Draw = Callable[[Any, Style], None]  # draws on matplotlib axes
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot in both styles, and what it shows in words."""
+    """A plot in both styles, and what it shows in words. `name`: of its file, where it is to have one."""
 
     title: str
     alt: str
     light: bytes
     dark: bytes
+    name: str = ""
 
 
-def plot(title: str, alt: str, draw: Draw, height_inches: float) -> Plot:
+def plot(title: str, alt: str, draw: Draw, height_inches: float, name: str = "") -> Plot:
     """What `draw` draws, in both styles."""
     light, dark = (picture(draw, height_inches, style) for style in (LIGHT, DARK))
-    return Plot(title, alt, light, dark)
+    return Plot(title, alt, light, dark, name)
+
+
+def as_file(drawn: Plot) -> bytes:
+    """A plot in the light style for itself, as PNG bytes: on its card, with its title."""
+    lines = textwrap.wrap(drawn.title, TITLE_LETTERS)
+    with Image.open(io.BytesIO(drawn.light)) as found:
+        card = Image.new(
+            "RGBA", (found.width, found.height + TITLE_PIXELS * len(lines) + TITLE_PIXELS // 2), LIGHT.card
+        )
+        card.alpha_composite(found.convert("RGBA"), (0, card.height - found.height))
+    pen, font = ImageDraw.Draw(card), ImageFont.truetype(findfont("DejaVu Sans"), TITLE_PIXELS * 2 // 3)
+    for number, line in enumerate(lines):
+        pen.text((12, 10 + TITLE_PIXELS * number), line, LIGHT.ink, font)
+    buffer = io.BytesIO()
+    card.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def picture(draw: Draw, height_inches: float, style: Style = LIGHT, transparent: bool = True) -> bytes:

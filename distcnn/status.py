@@ -20,9 +20,11 @@ from distcnn.data.order import EpochOrder
 from distcnn.errors import UserError
 from distcnn.heartbeat import OVER, Heartbeat, read_all
 from distcnn.runfolder import CONFIG, METRICS, RESULTS, read_rows
+from distcnn.times import PARTS, read_times
 
 QUIET_SECONDS = 30.0  # without a heartbeat; files of other nodes may come late
 STARTS = "slurm.jsonl"  # written by launch/batch.sh, a line a start
+PLACE = ("step", "epoch", "samples_seen")  # a row without these is none of ours
 RECENT_ROWS = 20  # that the speed is taken from
 
 
@@ -49,10 +51,10 @@ def look(run: Path) -> Status:
     beats, results = read_all(run), _json(run / RESULTS)
     state, detail = judge(beats, results, facts, (run / CONFIG).exists())
     rows = _slurm_rows(starts, facts)
-    metrics = read_rows(run / METRICS)
+    metrics = [row for row in read_rows(run / METRICS) if all(isinstance(row.get(name), int) for name in PLACE)]
     if metrics:
         rows |= _progress_rows(run, metrics, results, state)
-    rows |= _checkpoint_rows(run)
+    rows |= _time_rows(run) | _checkpoint_rows(run)
     if state == "running":
         rows |= _rank_rows(beats)
     return Status(run, state, detail, rows)
@@ -151,6 +153,18 @@ def _length(config: TrainConfig, results: Mapping[str, Any]) -> tuple[int, int] 
         return None
     order = EpochOrder(np.array([epoch_samples(split, config.optim.balance)]), config.geometry, config.run.seed, 0)
     return order.steps * config.optim.epochs, order.samples * config.optim.epochs
+
+
+def _time_rows(run: Path) -> dict[str, str]:
+    """Where the time of the steps went, in the mean of the ranks; and which rank waited most for its data."""
+    ranks = read_times(run)
+    if not ranks:
+        return {}
+    whole = sum(rank.whole for rank in ranks) or 1.0
+    means = [f"{part} {sum(rank.seconds[part] for rank in ranks) / whole:.0%}" for part in PARTS]
+    most = max(ranks, key=lambda rank: rank.share("data"))
+    several = f"; data at most {most.share('data'):.0%}, of rank {most.rank}" if len(ranks) > 1 else ""
+    return {"time": ", ".join(means) + several}
 
 
 def _checkpoint_rows(run: Path) -> dict[str, str]:

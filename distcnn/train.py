@@ -45,6 +45,7 @@ from distcnn.runfolder import LEDGER
 from distcnn.starts import counted
 from distcnn.state import Ledger, Position
 from distcnn.tiles import blank, forward_seed
+from distcnn.times import file_of
 from distcnn.watchdog import watched
 from distcnn.world import World
 
@@ -89,7 +90,10 @@ def run_epochs(job: Job, started: float) -> dict[str, Any]:
     job.stop.begin()
     try:
         while not is_over(job):
-            train_epoch(job)
+            try:
+                train_epoch(job)
+            finally:
+                note_times(job)
             evaluation = close_epoch(job)
         if evaluation is None:  # it was ended between the last checkpoint and its results
             evaluation = evaluate_now(job)
@@ -134,6 +138,13 @@ def train_epoch(job: Job) -> None:
         job.meter.stop()
 
 
+def note_times(job: Job) -> None:
+    """Every rank writes where its time went, in a file of its own."""
+    world, position = job.runtime.world, job.position
+    place = {"at": round(time.time(), 3), "epoch": position.epoch, "step": position.step, "size": world.size}
+    job.append(file_of(world.rank), place | job.times.row())
+
+
 def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     """One optimizer step on this rank's tiles of a step of `samples` samples over all ranks.
 
@@ -146,7 +157,9 @@ def train_step(job: Job, tiles: list[Tile], samples: int, lr: float) -> tuple[to
         last = tile is tiles[-1]
         seen = len(tile.labels)
         job.pulse.mark(COMPUTE)
+        begun = time.monotonic()
         x_NCHW, targets = job.augment(tile if seen else blank(tile), runtime.device, train=True)
+        job.times.augment_seconds += time.monotonic() - begun
         if job.teacher:
             with runtime.accelerator.autocast():
                 targets = job.teacher.teach(x_NCHW, targets)
@@ -220,6 +233,7 @@ def log_row(job: Job, lr: float, norm: torch.Tensor) -> str:
     """Write a row of metrics; returns what the progress line shows. Waits for the device."""
     row = job.meter.row(job.losses) | {"train/lr": lr, "train/grad_norm": float(norm)} | job.stragglers.row()
     row |= {"train/left_out": job.left_out} | job.gauge.row(row["perf/images_per_second"])
+    row |= job.times.shares()
     if job.tracker:
         job.tracker.log(place(job.position) | {name: value for name, value in row.items() if math.isfinite(value)})
     return f"loss {row['train/loss']:.4f}  {row['perf/images_per_second']:,.0f} images/s"

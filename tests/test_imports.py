@@ -54,6 +54,7 @@ LEVELS = [
         "heartbeat",
         "watchdog",
         "stragglers",
+        "times",
         "starts",
         "sessions",
         "outcome",

@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from distcnn.charts import class_bars
 from distcnn.cli import main
 from distcnn.config import ModelConfig
 from distcnn.data.order import EpochOrder
 from distcnn.data.shards import SplitReader
 from distcnn.errors import UserError
-from distcnn.outcome import FOLDER, LAST
+from distcnn.outcome import FOLDER, LAST, Outcome
 from distcnn.pictures import tile
-from distcnn.report.curves import MAX_POINTS, samples_text, thinned
+from distcnn.plotting import LIGHT
+from distcnn.report.curves import MAX_POINTS, MAX_RANKS, samples_text, speed, thinned
 from distcnn.report.gather import RunFacts, differences, gather
 from distcnn.report.network import network, stages_of
 from distcnn.report.page import page
@@ -30,6 +33,7 @@ from distcnn.report.summary import advice, summary
 from distcnn.sessions import SESSIONS, start_row
 from distcnn.shapes import layer_shapes, meta_model
 from distcnn.text import shown
+from distcnn.times import LOADING, PARTS, RankTimes
 from tests.harness import simulate, small_config
 from tests.support import stripes
 
@@ -103,7 +107,7 @@ def test_names_are_text_and_the_page_needs_nothing_else(runs: Path) -> None:
     assert "<i>s.tar" in seen.words and "<b>\\udcff" in seen.words
     assert re.findall(r"(?:https?:)?//[^\"'\s)]+", re.sub(r"data:[^\"]+", "", text)) == []
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
-    assert text.count("<picture>") == text.count("<source ") == 11, "4 curves, 3 of speed, 3 of evaluation, 1 network"
+    assert text.count("<picture>") == text.count("<source ") == 12, "4 curves, 4 of speed, 3 of evaluation, 1 network"
 
 
 def test_several_runs_share_their_axes_and_differ_in_their_settings(runs: Path) -> None:
@@ -261,16 +265,63 @@ def test_long_curves_are_thinned_by_means() -> None:
     assert [samples_text(v) for v in (0, 999, 1500, 2e6, 3e9)] == ["0", "999", "1.5k", "2M", "3G"]
 
 
-def test_the_command_writes_one_file_and_changes_nothing_else(
+PLOTS = "confusion gradient_norm learning_rate loading loss network recall reliability speed time_by_rank top1"
+
+
+def test_the_command_writes_page_and_plots_and_changes_nothing_else(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs / "plain", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out.startswith(f"{run / 'report.html'} written (")
+    out = capsys.readouterr().out
+    assert out.startswith(f"{run / 'report.html'} written (") and f"11 plots in {run / 'plots'}" in out
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    drawn = {path: after.pop(path) for path in list(after) if path.parent == run / "plots"}
     assert after.pop(run / "report.html").startswith(b"<!doctype html>") and after == before
+    assert sorted(path.name for path in drawn) == [f"{name}.png" for name in PLOTS.split()]
+    for png in drawn.values():
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.format == "PNG" and image.mode == "RGB" and image.width > 800, "on a card of its own"
+            assert len(image.getcolors(1 << 20) or []) > 20, "something is drawn"
+            title = image.crop((0, 0, image.width, 40))
+            assert title.getextrema()[0][0] < 100 < 250 < title.getextrema()[0][1], "and what it is stands above"
+
+
+def test_plots_lie_beside_the_page_and_of_several_runs_there_are_none(runs: Path, tmp_path: Path) -> None:
+    assert main(["report", str(runs / "plain"), "--output", str(tmp_path / "a.html")]) == 0
+    assert (tmp_path / "plots" / "loss.png").is_file() and not (runs / "plain" / "plots").exists()
+    (tmp_path / "both").mkdir()
+    both = [str(runs / name) for name in ("plain", "hostile")]
+    assert main(["report", *both, "--output", str(tmp_path / "both" / "b.html")]) == 0
+    assert [path.name for path in (tmp_path / "both").iterdir()] == ["b.html"]
+
+
+def test_each_ranks_time_is_on_the_page(runs: Path) -> None:
+    run = facts(runs / "hostile")
+    assert [rank.rank for rank in run.times] == [0, 1] and all(rank.whole > 0 for rank in run.times)
+    words = _Seen(page([run])).words
+    assert "Where the time of the steps went, by rank" in words and "hostile: time of each rank in numbers" in words
+
+
+def test_of_many_ranks_those_are_drawn_that_the_others_wait_for(runs: Path) -> None:
+    seconds = dict.fromkeys((*PARTS, *LOADING), 1.0)
+    ranks = [RankTimes(rank, seconds | {"reduce": 100.0 - rank}) for rank in range(MAX_RANKS + 20)]
+    run = dataclasses.replace(facts(runs / "plain"), times=ranks)
+    (title,) = (plot.title for plot in speed([run]) if plot.name == "time_by_rank")
+    assert title == f"Where the time of the steps went, by rank (the {MAX_RANKS} that wait least for others)"
+    words = _Seen(page([run])).words
+    assert len(re.findall(r"time of each rank in numbers", words)) == 1
+
+
+def test_bars_of_recall_begin_at_nothing() -> None:
+    """Of classes that are all found nearly always, too: the length of a bar is its value."""
+    counts = ((0, 0, 99), (0, 1, 1), (1, 1, 100))
+    found = Outcome("val", 1, 1, 1, ("a", "b"), {}, counts, (), (), ())
+    axes = Figure().add_subplot()
+    class_bars(found)(axes, LIGHT)
+    assert axes.get_xlim() == (0, 100.5)
 
 
 @pytest.mark.parametrize(

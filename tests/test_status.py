@@ -95,6 +95,29 @@ def test_a_real_run_while_it_lives_when_it_is_killed_and_when_it_is_complete(tmp
     assert printed.code == 0 and f"{run}: complete" in printed.out and "job        4711 " in printed.out
 
 
+def test_rows_of_others_in_the_metrics_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    assert "step" not in look(tmp_path).rows
+    rows = [
+        {"step": 7, "epoch": 1, "samples_seen": 99, "val/top1": 0.5},
+        {"note": "by hand"},
+        {"step": "x", "epoch": 1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = look(tmp_path).rows
+    assert found["step"].startswith("7 ") and found["top-1"] == "50.00 %"
+
+
+def test_where_the_time_went(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "logs").mkdir()
+    for rank, data in enumerate((1.0, 5.0)):
+        row = {"at": 1.0, "size": 2, "data": data, "augment": 0.0, "compute": 9.0 - data, "reduce": 1.0}
+        (tmp_path / "logs" / f"times_{rank}.jsonl").write_text(json.dumps(row) + "\n")
+    said = look(tmp_path).rows["time"]
+    assert said == "data 30%, augment 0%, compute 60%, reduce 10%; data at most 50%, of rank 1"
+
+
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
         look(tmp_path)

@@ -10,10 +10,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from distcnn.plotting import Draw, Plot, Style, drawable, plot
 from distcnn.report.gather import Numbers, RunFacts
+from distcnn.times import RankTimes
 
 HEIGHT = 2.8  # inches
 MAX_POINTS = 600  # of a line; of more, neighbours are averaged
 PARTS_SHOWN = ("wait", "read", "decode", "resize", "collate", "transfer")
+MAX_RANKS = 32  # drawn
+PART_NAMES = {"data": "waits for data", "augment": "augments", "compute": "computes", "reduce": "sums, steps"}
 LEAST_SHARE = 0.002  # parts below it in the mean are not drawn
 
 
@@ -22,10 +25,16 @@ def curves(runs: Sequence[RunFacts]) -> list[Plot]:
     several = len(runs) > 1
     how = " (faint: training, strong: validation)" if several else ""
     drawn = [
-        _plot(f"Loss{how}", _loss(runs), runs, ("train/loss", "val/loss")),
-        _plot("Top-1 of the validation split, with 95 % intervals", _top1(runs), runs, ("val/top1",)),
-        _plot("Learning rate", _line(runs, "train/lr", "learning rate"), runs, ("train/lr",)),
-        _plot("Gradient norm", _line(runs, "train/grad_norm", "L2 norm", log=True), runs, ("train/grad_norm",)),
+        _plot(f"Loss{how}", _loss(runs), runs, ("train/loss", "val/loss"), "loss"),
+        _plot("Top-1 of the validation split, with 95 % intervals", _top1(runs), runs, ("val/top1",), "top1"),
+        _plot("Learning rate", _line(runs, "train/lr", "learning rate"), runs, ("train/lr",), "learning_rate"),
+        _plot(
+            "Gradient norm",
+            _line(runs, "train/grad_norm", "L2 norm", log=True),
+            runs,
+            ("train/grad_norm",),
+            "gradient_norm",
+        ),
     ]
     return [found for found in drawn if found]
 
@@ -33,20 +42,22 @@ def curves(runs: Sequence[RunFacts]) -> list[Plot]:
 def speed(runs: Sequence[RunFacts]) -> list[Plot]:
     """Throughput; and of a single run, where the time went and how the slowest rank compares."""
     column = "perf/images_per_second"
-    found = [_plot("Images per second in training", _line(runs, column, "images/s", floor=0), runs, (column,))]
+    title = "Images per second in training"
+    found = [_plot(title, _line(runs, column, "images/s", floor=0), runs, (column,), "speed")]
     title = "MFU: the network's own arithmetic, as a share of the GPUs' peak"
-    found.append(_plot(title, _line(runs, "perf/mfu", "share of the peak", floor=0), runs, ("perf/mfu",)))
+    found.append(_plot(title, _line(runs, "perf/mfu", "share of the peak", floor=0), runs, ("perf/mfu",), "mfu"))
     if len(runs) == 1:
+        found.append(_rank_times(runs[0]))
         shares = {part: share for part, share in runs[0].shares().items() if share >= LEAST_SHARE}
         if shares:
             title = "Loading: seconds of each part for each second of training"
-            found.append(_plot(title, _shares(runs[0], list(shares)), runs, ("perf/wait_share",)))
+            found.append(_plot(title, _shares(runs[0], list(shares)), runs, ("perf/wait_share",), "loading"))
         title = "Seconds a step of the slowest rank, and the median of the others"
-        found.append(_plot(title, _ranks(runs[0]), runs, ("perf/slowest_step_seconds",)))
+        found.append(_plot(title, _ranks(runs[0]), runs, ("perf/slowest_step_seconds",), "slowest_rank"))
     return [plot for plot in found if plot]
 
 
-def _plot(title: str, draw: Draw, runs: Sequence[RunFacts], columns: Sequence[str]) -> Plot | None:
+def _plot(title: str, draw: Draw, runs: Sequence[RunFacts], columns: Sequence[str], name: str) -> Plot | None:
     """None where no run has any of the columns."""
     if not any(len(run.series(column)[0]) for run in runs for column in columns):
         return None
@@ -57,7 +68,33 @@ def _plot(title: str, draw: Draw, runs: Sequence[RunFacts], columns: Sequence[st
         axes.xaxis.set_major_formatter(lambda value, _: samples_text(value))
         axes.set_xlim(left=0)
 
-    return plot(title, f"{title}, over samples seen", whole, HEIGHT)
+    return plot(title, f"{title}, over samples seen", whole, HEIGHT, name)
+
+
+def _rank_times(run: RunFacts) -> Plot | None:
+    """Where the time of each rank's steps went; of many ranks, of those that the others wait for."""
+    ranks = sorted(run.times, key=lambda rank: rank.share("reduce"))[:MAX_RANKS]
+    if not ranks:
+        return None
+    ranks.sort(key=lambda rank: rank.rank)
+    some = f" (the {MAX_RANKS} that wait least for others)" if len(run.times) > MAX_RANKS else ""
+    title = f"Where the time of the steps went, by rank{some}"
+    return plot(title, title, _bars(ranks), 1.0 + 0.27 * max(len(ranks), 2), "time_by_rank")
+
+
+def _bars(ranks: Sequence[RankTimes]) -> Draw:
+    def draw(axes: Any, style: Style) -> None:
+        places, left = np.arange(len(ranks)), np.zeros(len(ranks))
+        for number, (part, said) in enumerate(PART_NAMES.items()):
+            width = np.array([100 * rank.share(part) for rank in ranks])
+            axes.barh(places, width, 0.72, left=left, color=style.color(number), alpha=0.85, label=said)
+            left += width
+        axes.set_yticks(places, [f"rank {rank.rank}" for rank in ranks])
+        axes.set_ylim(len(ranks) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of the seconds of its steps")
+
+    return draw
 
 
 def _loss(runs: Sequence[RunFacts]) -> Draw:

@@ -26,6 +26,7 @@ from distcnn.outcome import BEST, LAST, Outcome, read_outcome
 from distcnn.runfolder import CONFIG, METRICS, QUARANTINE, RESULTS, read_rows
 from distcnn.sessions import Session, read_sessions
 from distcnn.status import Status, look
+from distcnn.times import RankTimes, read_times
 from distcnn.world import World
 
 Numbers = NDArray[np.float64]
@@ -44,6 +45,7 @@ class RunFacts:
     state: dict[str, Any]
     sessions: list[Session]
     beats: list[Heartbeat]
+    times: list[RankTimes]
     last: Outcome | None
     best: Outcome | None
     quarantined: int
@@ -146,6 +148,7 @@ def _facts(folder: Path, name: str, data: Path | None) -> RunFacts:
         state=state,
         sessions=sessions,
         beats=read_all(folder),
+        times=read_times(folder),
         last=_outcome(folder, LAST, notes),
         best=_outcome(folder, BEST, notes),
         quarantined=len(read_rows(folder / QUARANTINE)),

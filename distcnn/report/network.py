@@ -57,7 +57,11 @@ def network(run: RunFacts) -> tuple[Plot, str] | None:
         stages = [*stages[: STAGES_SHOWN - 1], stages[-1]]
     shapes = " to ".join(f"{stage.channels} x {stage.side} x {stage.side}" for stage in stages)
     drawing = plot(
-        "Feature maps from the image to the classes", f"sizes of maps: {shapes}", _drawing(stages), HEIGHT_INCHES
+        "Feature maps from the image to the classes",
+        f"sizes of maps: {shapes}",
+        _drawing(stages),
+        HEIGHT_INCHES,
+        "network",
     )
     return drawing, f"<p>{text(_words(found))}</p><p>{text(comparison(found))}</p>"
 

@@ -8,39 +8,40 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-from distcnn import charts
 from distcnn.config import flatten
 from distcnn.console import duration, percent
 from distcnn.outcome import Case, Outcome
 from distcnn.page import document, figure, section, table, text, tiles
 from distcnn.pictures import uri
-from distcnn.plotting import Plot, plot
-from distcnn.report.curves import PARTS_SHOWN, curves, speed
+from distcnn.plotting import Plot
+from distcnn.report.curves import PART_NAMES, PARTS_SHOWN
 from distcnn.report.gather import RunFacts, differences, spoken
-from distcnn.report.network import network
+from distcnn.report.plots import Drawn, draw
 from distcnn.report.samples import case_pictures, training_batch
 from distcnn.report.summary import advice, commit_of, summary
 from distcnn.text import counted
+from distcnn.times import LOADING
 
 CONFUSED_SHOWN = 20
 CASES_SHOWN = 16
 MAX_CLASS_ROWS = 1000
 
 
-def page(runs: Sequence[RunFacts]) -> str:
-    """The whole page as text."""
+def page(runs: Sequence[RunFacts], drawn: Drawn | None = None) -> str:
+    """The whole page as text, with the plots of these runs."""
+    drawn = drawn or draw(runs)
     sections = [
         section("In short", _advice(runs) + _summary(runs)),
         section("Settings that differ", _differences(runs)),
-        section("Curves", _plots(curves(runs))),
-        section("Speed", _plots(speed(runs)) + _shares(runs)),
+        section("Curves", _plots(drawn.curves)),
+        section("Speed", _plots(drawn.speed) + _shares(runs)),
     ]
-    for run in runs:
+    for run, evaluation, layers in zip(runs, drawn.evaluations, drawn.networks, strict=True):
         where = f" - {text(run.name)}" if len(runs) > 1 else ""
         sections += [
-            section(f"Evaluation{where}", _evaluation(run)),
+            section(f"Evaluation{where}", _evaluation(run, evaluation)),
             section(f"Samples worth a look{where}", _cases(run)),
-            section(f"Network{where}", _network(run)),
+            section(f"Network{where}", _network(layers)),
             section(f"A training batch as the network sees it{where}", _batch(run)),
             section(f"Starts{where}", _sessions(run) + _ranks(run)),
             section(f"Settings and environment{where}", _settings(run)),
@@ -116,10 +117,26 @@ def _shares(runs: Sequence[RunFacts]) -> str:
     return (
         table(("loading, in the mean", *parts), rows)
         + "".join(map(_slowest, runs))
+        + "".join(map(_rank_times, runs))
         + "<p>wait: the training loop waited for data. read, decode and resize are summed over the threads that do them"
         " and lie within wait where nothing is loaded ahead; what is left of the time is the network and the sums over"
         " processes.</p>"
     )
+
+
+def _rank_times(run: RunFacts) -> str:
+    """Each rank's time in numbers."""
+    rows = [
+        (str(rank.rank), duration(rank.whole), *(percent(rank.share(part)) for part in (*PART_NAMES, *LOADING)))
+        for rank in run.times
+    ]
+    headers = ("rank", "steps took", *PART_NAMES.values(), *LOADING)
+    words = (
+        "<p>sums, steps: the backward pass of the rank's last tile, the sums over the ranks with what it waited for"
+        " there, and the optimizer. The columns behind it are of threads that load beside the steps. On a GPU these are"
+        " the times that the host waited.</p>"
+    )
+    return _folded(f"{text(run.name)}: time of each rank in numbers", table(headers, rows) + words) if rows else ""
 
 
 def _slowest(run: RunFacts) -> str:
@@ -135,21 +152,10 @@ def _slowest(run: RunFacts) -> str:
     )
 
 
-def _evaluation(run: RunFacts) -> str:
+def _evaluation(run: RunFacts, plots: Sequence[Plot]) -> str:
     found = run.last
     if found is None:
         return "<p>No evaluation is kept in the run folder yet.</p>"
-    few = len(found.classes) <= charts.MAX_CLASSES
-    height = charts.class_height(len(found.classes))
-    bars = "Recall of each class" if few else f"Recall of the {charts.MAX_CLASSES} weakest classes"
-    plots = []
-    if few:
-        title = "Confusion matrix: rows are true classes, colours their shares"
-        plots.append(plot(title, title, charts.confusion(found), charts.confusion_height(len(found.classes))))
-    plots.append(plot(bars, bars, charts.class_bars(found), height))
-    if found.bins:
-        title = f"Reliability (expected calibration error {percent(found.summary['calibration_error'])})"
-        plots.append(plot(title, title, charts.reliability(found), 3.2))
     images = counted(sum(count for _, _, count in found.counts), "image")
     what = f"After epoch {found.epoch}, on {images} of {text(found.split)}."
     return f"<p>{what}</p>{_plots(plots, ' flow')}{_confused(found)}{_class_table(found)}"
@@ -234,12 +240,8 @@ def _case_table(cases: Sequence[Case], found: Outcome) -> str:
     return shown + (_folded(f"{len(rows) - CASES_SHOWN} more", more) if len(rows) > CASES_SHOWN else "")
 
 
-def _network(run: RunFacts) -> str:
-    found = network(run)
-    if found is None:
-        return ""
-    drawing, words = found
-    return _plots([drawing]) + words
+def _network(found: tuple[Plot, str] | None) -> str:
+    return _plots([found[0]]) + found[1] if found else ""
 
 
 def _batch(run: RunFacts) -> str:

@@ -30,7 +30,7 @@ def _scores(run: RunFacts) -> dict[str, str]:
         rows["top-1"] = percent(top1) + interval + (f" of {samples:,.0f} images" if samples else "")
         seen, values = run.series("val/top1")
         best = int(values.argmax())
-        epochs = [row["epoch"] for row in run.rows if row["samples_seen"] == seen[best] and "val/top1" in row]
+        epochs = [row.get("epoch") for row in run.rows if row["samples_seen"] == seen[best] and "val/top1" in row]
         rows["best top-1"] = percent(float(values[best])) + (f" after epoch {epochs[0]}" if epochs else "")
     for name, title, form in (
         ("val/loss", "validation loss", "{:.4f}"),
