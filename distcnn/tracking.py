@@ -60,7 +60,10 @@ class Tracker:
         warn: Callable[[str], None],
     ) -> None:
         self._rows = RowFile(run / METRICS, warn)
-        cut_rows(run / METRICS, lambda row: (row["epoch"], row["step"]) <= (position.epoch, position.total))
+        # Rows without a place are by somebody else: they stay.
+        cut_rows(
+            run / METRICS, lambda row: (row.get("epoch", 0), row.get("step", 0)) <= (position.epoch, position.total)
+        )
         self._board = TensorBoardMirror(run, settings, position, warn) if tensorboard_wanted() else None
         self._wandb = None
         if config.wandb_mode != "disabled":

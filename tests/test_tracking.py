@@ -45,6 +45,13 @@ def test_rows_past_the_checkpoint_are_cut(tmp_path: Path, position: Position, ke
     assert len(read_rows(tmp_path / "metrics.jsonl")) == kept + 1
 
 
+def test_a_note_among_the_rows_is_kept(tmp_path: Path) -> None:
+    for row in (ROWS[0], {"note": "by hand"}, ROWS[3]):
+        append_row(tmp_path / "metrics.jsonl", row)
+    Tracker(tmp_path, RunConfig(wandb_mode="disabled"), {}, Position(epoch=1, step=0, total=10), "", pytest.fail)
+    assert read_rows(tmp_path / "metrics.jsonl") == [ROWS[0], {"note": "by hand"}]
+
+
 # In a process of its own, since W&B starts services. Prints the id, then what went wrong.
 TRACK = """
 import json, sys
