@@ -14,6 +14,7 @@ take turns: see contest.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import statistics
 import sys
@@ -115,7 +116,9 @@ def ceiling_in_place(files: list[Path], root: Path, work: Workload, threads: int
         yield from pool.map(decode_all, parts)
 
 
-def make_ours(root: Path, work: Workload, threads: int, prefetch: int, cache: bool) -> tuple[Any, Any]:
+def make_ours(
+    root: Path, work: Workload, threads: int, prefetch: int, cache: bool, processes: int = 0
+) -> tuple[Any, Any]:
     """(loader, augment) as a training run makes them."""
     import torch
 
@@ -131,19 +134,26 @@ def make_ours(root: Path, work: Workload, threads: int, prefetch: int, cache: bo
     pads = work.crop == "pad"
     reader = SplitReader(root, load_manifest(root).split("train"))
     view = View(work.side, "none" if pads else "random-resized")
-    loader = Loader(reader, view, SEED, threads, prefetch, (work.side, work.side) if cache else None, not pads)
+    shape = (work.side, work.side) if cache else None
+    loader = Loader(reader, view, SEED, threads, prefetch, shape, not pads, processes=processes)
     return loader, Augment(IMAGENET_MEAN, IMAGENET_STD, SEED, padding=work.side // 8 if pads else 0, flip="random")
 
 
 def ours(
-    files: list[Path], root: Path, work: Workload, threads: int, prefetch: int = 3, cache: bool = False
+    files: list[Path],
+    root: Path,
+    work: Workload,
+    threads: int,
+    prefetch: int = 3,
+    cache: bool = False,
+    processes: int = 0,
 ) -> Iterator[int]:
     import torch
 
     from distcnn.data.loader import training_requests
     from distcnn.data.order import EpochOrder, Geometry
 
-    loader, augment = make_ours(root, work, threads, prefetch, cache)
+    loader, augment = make_ours(root, work, threads, prefetch, cache, processes)
     device = torch.device("cpu")
     requests = (
         step
@@ -152,13 +162,18 @@ def ours(
             EpochOrder(loader.reader.counts, Geometry(work.batch, work.batch), SEED, epoch), range(1)
         )
     )
-    for tiles in loader.steps(requests):
-        ready = 0
-        for tile in tiles:
-            x_NCHW, _ = augment(tile, device, train=True)
-            assert x_NCHW.is_contiguous(memory_format=torch.channels_last) and x_NCHW.dtype == torch.float32
-            ready += len(x_NCHW)
-        yield ready
+    with contextlib.closing(loader):
+        for tiles in loader.steps(requests):
+            ready = 0
+            for tile in tiles:
+                x_NCHW, _ = augment(tile, device, train=True)
+                assert x_NCHW.is_contiguous(memory_format=torch.channels_last) and x_NCHW.dtype == torch.float32
+                ready += len(x_NCHW)
+            yield ready
+
+
+def in_processes(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    return ours(files, root, work, threads, processes=threads)
 
 
 def cached(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
@@ -231,6 +246,7 @@ CONTENDERS: dict[str, Contender] = {
     "ceiling": ceiling,
     "ceiling, in place": ceiling_in_place,
     "distcnn": ours,
+    "distcnn, processes": in_processes,
     "distcnn, cache host": cached,
     "distcnn, stream": stream,
     "torchvision v2": torchvision_v2,

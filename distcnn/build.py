@@ -13,6 +13,7 @@ from torch import nn
 
 from distcnn.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from distcnn.config import DataConfig, TrainConfig, augmentations
+from distcnn.data import shared
 from distcnn.data.balance import KINDS, Balance
 from distcnn.data.loader import Loader
 from distcnn.data.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -129,7 +130,10 @@ def make_loader(
     view = make_view(config, dataset, train)
     reader = SplitReader(dataset.root, dataset.manifest.split(split))
     cache_shape = None
-    if uniform is not None and config.data.cache != "off":
+    processes = config.data.decode_processes if train else 0
+    if processes and reader.remote:
+        raise UserError("--decode-processes needs local shards: leave it out, threads read remote ones ahead")
+    if uniform is not None and config.data.cache != "off" and not processes:
         small = len(reader) * uniform[0] * uniform[1] * 3 <= CACHE_BYTES
         cache_shape = uniform if small or config.data.cache == "host" else None
     elif config.data.cache == "host":
@@ -137,7 +141,19 @@ def make_loader(
     # Without a GPU decoding and computing take turns: OpenMP's threads lose more by being disturbed.
     prefetch = PREFETCH_STEPS if ahead else 0
     # Reducing while decoding changes pixels: the set decides, not what happens to be cached.
-    return Loader(reader, view, config.run.seed, threads, prefetch, cache_shape, uniform is None, device)
+    return Loader(reader, view, config.run.seed, threads, prefetch, cache_shape, uniform is None, device, processes)
+
+
+def _check_processes(data: DataConfig) -> None:
+    """Raises UserError where --decode-processes cannot be had."""
+    for hinders, reason in (
+        (data.loader != "exact", "needs --loader exact: a stream has processes of its own"),
+        (data.decode != "cpu", "needs --decode cpu"),
+        (data.cache == "host", "keeps no pixels: leave out --cache host"),
+        (not shared.available(), "needs Linux: leave it out"),
+    ):
+        if data.decode_processes and hinders:
+            raise UserError(f"--decode-processes {reason}")
 
 
 def make_training_loader(
@@ -145,6 +161,7 @@ def make_training_loader(
 ) -> Loader:
     """The loader of the training split, or of the stream that stands in its place. `device`: where tiles go."""
     data = config.data
+    _check_processes(data)
     if data.decode == "nvjpeg":
         from distcnn.data.nvjpeg import NvjpegLoader, check_decoder
 

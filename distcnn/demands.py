@@ -54,6 +54,7 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     yield not (exact and data.stream_samples), "stream_samples", "--loader stream only"
     yield data.stream_samples >= 0, "stream_samples", "must be >= 0 (0: as many as the split has)"
     yield data.decode_threads >= 0, "decode_threads", "must be >= 0 (0: automatic)"
+    yield data.decode_processes >= 0, "decode_processes", "must be >= 0 (0: threads)"
     yield data.window_shards >= 0, "window_shards", "must be >= 0 (0: automatic)"
     yield bool(model.model), "model", "name a model: cnn, resnet18, ..."
     yield model.freeze == "none" or bool(model.pretrained), "freeze", "only with --pretrained"

@@ -39,6 +39,7 @@ FLAGS: dict[str, Any] = {
     "stream_samples": 0,
     "allow_pipe": False,
     "decode_threads": 0,
+    "decode_processes": 0,
     "window_shards": 0,
     "model": "cnn",
     "pretrained": "",
@@ -109,7 +110,7 @@ ALL_CHANGED = shlex.split(
     " none --pooling stride --hidden 0 --dropout 0.25 --stem small --batch-norm frozen --epochs 3"
     " --global-batch-size 96 --tile-size 12 --optimizer sgd --lr 1e-05 --layer-decay 0.75 --momentum 0"
     " --weight-decay 5e-4 --warmup-epochs 2 --schedule step --balance sqrt --label-smoothing 0.1 --mixup 0.2"
-    " --distill-weight 0.9 --distill-temperature 4"
+    " --distill-weight 0.9 --distill-temperature 4 --decode-processes 2"
     " --cutmix 1 --ema-decay 0.999 --lookahead 5 --loss bce --patience 3 --tta flip --clip-grad-norm 1.5 --output out"
     " --seed 9223372036854775807 --resume never --device cpu --mixed-precision bf16 --compile --reduction ddp"
     " --threads 2 --eval-every 2 --log-every 1 --checkpoint-every 7 --keep-checkpoints 5 --checkpoint-minutes 9"
@@ -120,7 +121,7 @@ ALL_CHANGED = shlex.split(
 
 def test_the_flags_and_their_defaults_are_pinned() -> None:
     assert flatten(TrainConfig()) == FLAGS
-    assert len(FLAGS) + len(["config", "help"]) <= 77
+    assert len(FLAGS) + len(["config", "help"]) <= 78
 
 
 def test_every_value_survives_flags_to_toml_to_flags(tmp_path: Path) -> None:
@@ -268,6 +269,7 @@ def test_every_limit_is_tried_from_both_sides() -> None:
         ("window_shards", [0, 1], [-1]),
         ("threads", [0], [-1]),
         ("decode_threads", [0], [-1]),
+        ("decode_processes", [0, 4], [-1]),
         ("image_size", [0, 1], [-1]),
     ]:
         for value in good:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from distcnn.data.cache import PixelCache
-from distcnn.data.decode import Pixels
 from distcnn.data.fill import BadSample as BadSample
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.order import EpochOrder, Ids
+from distcnn.data.processes import Processes, result_of
 from distcnn.data.readahead import ReadAhead
 from distcnn.data.readers import Reader
 from distcnn.data.shards import Found, SplitReader
@@ -78,6 +78,7 @@ class Loader:
     threads: how many read and decode at once. prefetch: steps made ahead; with 0, decoding and computing take turns,
     which on a machine without a GPU is faster than fighting over the cores. cache_shape: keep the decoded pixels of
     every sample in memory, (height, width) of them all. reduce: see `Filler`. device: where tiles go, see upload.py.
+    processes: so many in place of the threads, see processes.py; they keep no pixels.
     """
 
     _on_host = True  # images are made in host memory, in a buffer of `_upload`
@@ -92,6 +93,7 @@ class Loader:
         cache_shape: tuple[int, int] | None = None,
         reduce: bool = False,
         device: torch.device = CPU,
+        processes: int = 0,
     ) -> None:
         self.reader, self.view, self.seed = reader, view, seed
         self.threads, self.prefetch = threads, prefetch
@@ -99,8 +101,13 @@ class Loader:
         self.stats = LoaderStats()
         cache = PixelCache(len(reader), *cache_shape) if cache_shape else None
         self._filler = Filler(reader, seed, cache, reduce)
-        self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 or prefetch else None
-        self._upload = Upload(device, max(prefetch, 1) + 1)  # one buffer for each step under way and one in use
+        self._processes = Processes(processes, reader, seed, reduce) if processes else None
+        if self._processes:
+            self.threads = processes
+        alone = processes or (threads == 1 and not prefetch)
+        self._pool = None if alone else ThreadPoolExecutor(threads, "decode")
+        # One buffer for each step under way and one in use.
+        self._upload = Upload(device, max(prefetch, 1) + 1, shared=processes > 0)
 
     def steps(self, requests: Iterable[Sequence[TileRequest]]) -> Iterator[list[Tile]]:
         """One list of tiles for each list of requests, in their order. Raises DataError for an index that is gone."""
@@ -140,8 +147,9 @@ class Loader:
 
     def close(self) -> None:
         """Stop the threads and close the files."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for workers in (self._pool, self._processes):
+            if workers is not None:
+                workers.shutdown(cancel_futures=True)
         self.reader.close()
 
     def _begin(self, requests: Sequence[TileRequest]) -> _Step:
@@ -153,19 +161,25 @@ class Loader:
         buffer = self._upload.buffer(len(ids) if self._on_host else 0, view.size)
         begun = time.perf_counter()
         self.stats.collate_seconds += begun - started
-        chunks = self._begin_filling(ids, found, buffer.pixels, epoch, view)
-        if self._pool is None:
+        chunks = self._begin_filling(ids, found, buffer, epoch, view)
+        if self._pool is None and self._processes is None:
             self.stats.wait_seconds += time.perf_counter() - begun
         return _Step(requests, ids, found, buffer, chunks)
 
     def _begin_filling(
-        self, ids: Ids, found: Found, images: Pixels, epoch: int, view: View
+        self, ids: Ids, found: Found, buffer: HostBuffer, epoch: int, view: View
     ) -> Sequence[Future[Filled] | Filled]:
-        """Fill `images` (n, S, S, 3), in parts of a size that is worth a task."""
-        if self._pool is None:
-            return [self._filler.fill(ids, found, images, epoch, view)]
+        """Fill the buffer's images, in parts of a size that is worth a task."""
+        images = buffer.pixels
         size = max(-(-MIN_CHUNK_PIXELS // view.size**2), -(-len(ids) // self.threads))
         parts = [slice(begin, begin + size) for begin in range(0, len(ids), size)]
+        if self._processes:
+            return [
+                self._processes.fill(ids[part], found.part(part), buffer.address, part.start, epoch, view)
+                for part in parts
+            ]
+        if self._pool is None:
+            return [self._filler.fill(ids, found, images, epoch, view)]
         return [
             self._pool.submit(self._filler.fill, ids[part], found.part(part), images[part], epoch, view)
             for part in parts
@@ -173,7 +187,7 @@ class Loader:
 
     def _finish(self, step: _Step) -> list[Tile]:
         started = time.perf_counter()
-        chunks = [chunk.result() if isinstance(chunk, Future) else chunk for chunk in step.chunks]
+        chunks = [result_of(chunk) if isinstance(chunk, Future) else chunk for chunk in step.chunks]
         waited = time.perf_counter()
         weights = torch.ones(len(step.ids))
         start = 0

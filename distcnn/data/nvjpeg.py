@@ -134,7 +134,7 @@ class NvjpegLoader(Loader):
         self._maker = DeviceFiller(reader, seed, device)
 
     def _begin_filling(
-        self, ids: Ids, found: Found, images: Pixels, epoch: int, view: View
+        self, ids: Ids, found: Found, buffer: HostBuffer, epoch: int, view: View
     ) -> Sequence[Future[Filled] | Filled]:
         if self._pool is None:
             return [self._maker.make(ids, found, epoch, view)]

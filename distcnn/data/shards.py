@@ -177,6 +177,10 @@ class SplitReader:
         self._files: OrderedDict[int, _Handle] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """What is open here is not open in another process."""
+        return SplitReader, (self.root, self.split)
+
     def __len__(self) -> int:
         return int(self._first_id[-1])
 

@@ -10,12 +10,14 @@ n samples, S pixels a side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from distcnn.data.decode import Pixels
+from distcnn.data.shared import Address, SharedMemory
 
 CPU = torch.device("cpu")
 
@@ -23,29 +25,47 @@ CPU = torch.device("cpu")
 class HostBuffer:
     """Host memory for the images of one step after another, and the event of its last copy to the device."""
 
-    def __init__(self, pinned: bool, copied: Any) -> None:
+    def __init__(self, pinned: bool, copied: Any, shared: bool = False) -> None:
         self._pinned, self.copied = pinned, copied
         self._memory = torch.empty((0, 0, 0, 3), dtype=torch.uint8)
+        self._shared = SharedMemory(0) if shared else None
         self.images = self._memory  # (n, S, S, 3) uint8: the part that the step uses
         self.pixels: Pixels = self.images.numpy()  # the same memory, for the threads that fill it
+
+    @property
+    def address(self) -> Address:
+        """Where other processes find `images`, if it was made for that."""
+        assert self._shared is not None
+        return self._shared.address
 
     def resize(self, samples: int, side: int) -> None:
         """Make `images` (samples, side, side, 3). Its memory may be new: nothing may be under way to or from it."""
         if len(self._memory) < samples or self._memory.shape[1] != side:
-            self._memory = torch.empty((samples, side, side, 3), dtype=torch.uint8, pin_memory=self._pinned)
+            self._memory = self._allocated((samples, side, side, 3))
         self.images = self._memory[:samples]
         self.pixels = self.images.numpy()
 
+    def _allocated(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._shared is None:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        self._shared = SharedMemory(math.prod(shape))
+        if self._pinned:
+            self._shared.pin()
+        return torch.from_numpy(self._shared.pixels)[: math.prod(shape)].view(shape)
+
 
 class Upload:
-    """The ring of `slots` buffers and the side stream of one loader. Used by the thread that asks for steps."""
+    """The ring of `slots` buffers and the side stream of one loader. Used by the thread that asks for steps.
 
-    def __init__(self, device: torch.device, slots: int) -> None:
+    shared: other processes fill the buffers.
+    """
+
+    def __init__(self, device: torch.device, slots: int, shared: bool = False) -> None:
         self.device = device
         self._gpu = device.type == "cuda"
         self._streams: Any = torch.cuda if self._gpu else torch.cpu
         self._side = torch.cuda.Stream(device) if self._gpu else torch.cpu.Stream()  # type: ignore[no-untyped-call]
-        self._ring = [HostBuffer(self._gpu, self._streams.Event()) for _ in range(slots)]
+        self._ring = [HostBuffer(self._gpu, self._streams.Event(), shared) for _ in range(slots)]
         self._turn = 0
 
     def buffer(self, samples: int, side: int) -> HostBuffer:

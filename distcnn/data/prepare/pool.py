@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -95,13 +96,18 @@ class Pool:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker that waits for work would wait for ever."""
+    """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        end_with(parent)
 
 
-def _end_with(parent: Any) -> None:
+def end_with(parent: BaseProcess) -> None:
+    """Let this process end when its parent does, however that ends: one that waits for work would wait for ever."""
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
