@@ -34,8 +34,8 @@ class DataConfig:
     image_size: int = 0
     """Side of the square model input in pixels. 0: the images' own size where all have the same, else 224."""
     progressive: tuple[int, ...] = ()
-    """Train at these sides in pixels, each for an equal share of the epochs, such as 96 112 128; evaluate at
-    --image-size. Small images first are faster, and often no worse."""
+    """Train at these sides in pixels, each for an equal share of the epochs, such as 64 96; evaluate at
+    --image-size, which is better somewhat larger (Touvron et al. 2019). Small images first are faster."""
     crop: Literal["auto", "none", "pad", "translate", "random-resized"] = "auto"
     """Training crop. pad: shifted over a black border; translate: over a mirrored one.
     auto: pad where all images have the input size already, else random-resized."""
