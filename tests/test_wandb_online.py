@@ -7,8 +7,13 @@ in tests/faults/test_wandb_trouble.py.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import pytest
+
+from distcnn.config import load_toml
 from distcnn.runfolder import METRICS, read_rows
 from tests.support import command, python
 from tests.wandb_server import KEY, serving
@@ -81,3 +86,25 @@ def test_a_run_that_goes_on_is_the_same_curve(stripes_set: Path, tmp_path: Path)
     assert rows == read_rows(run / METRICS) and [row["step"] for row in rows if "train/loss" in row] == [*range(1, 7)]
     assert server.arrived.asked.count("RunResumeStatus") == 2
     assert not server.arrived.of_type("model"), "WANDB_LOG_MODEL=false"
+
+
+@pytest.mark.slow
+def test_an_agent_runs_the_trials_of_the_sweep_file(stripes_set: Path, tmp_path: Path) -> None:
+    """`wandb agent` itself, on configs/sweep.yaml but for the number of epochs and the size of the images."""
+    root = Path(__file__).parent.parent
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "flowers").symlink_to(stripes_set)
+    (tmp_path / "train.py").symlink_to(root / "train.py")
+    sweep = (root / "configs" / "sweep.yaml").read_text().replace("--image-size 64 --epochs 15", "--epochs 1")
+    agent = Path(sys.executable).parent / "wandb"
+    with serving() as server:
+        server.arrived.sweep, server.arrived.trials = sweep, [{"lr": 0.002, "label_smoothing": 0.1}]
+        words: list[str | Path] = [agent, "agent", "--count", "1", "someone/p/s"]
+        path = f"{agent.parent}:{os.environ['PATH']}"
+        done = command(words, tmp_path, HOME=str(tmp_path / "home"), PATH=path, **server.environment)
+        arrived = server.arrived
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "sweep" / "trial1"
+    assert arrived.rows() == read_rows(run / METRICS) and arrived.run["name"] == "trial1", done.out + done.err
+    config = load_toml(run / "config.toml")
+    assert (config.optim.lr, config.optim.label_smoothing) == (0.002, 0.1)

@@ -50,6 +50,8 @@ class Arrived:
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)  # artifacts that the run takes as its inputs
+    sweep: str = ""  # the file of a sweep whose agents may ask for `trials`
+    trials: list[dict[str, Any]] = field(default_factory=list)  # values by parameter, of those not yet given out
 
     def rows(self) -> list[dict[str, Any]]:
         """The history in its order, without W&B's own columns and what a run logs at its end."""
@@ -166,7 +168,12 @@ def _graphql(server: Server, name: str, said: dict[str, Any]) -> dict[str, Any]:
         return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
     if "Artifact" in name and name != "ArtifactType":
         return _of_artifacts(server, name, said.get("input", said))
+    if name == "Heartbeat":
+        trials, server.arrived.trials = server.arrived.trials[:1], server.arrived.trials[1:]
+        return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps([_trial(values) for values in trials])}}
     known: dict[str, Any] = {
+        "CreateAgent": {"createAgent": {"agent": {"id": "a"}}},
+        "SweepWithRuns": {"project": {"sweep": {"id": "s", "config": server.arrived.sweep, "runs": {"edges": []}}}},
         "RunResumeStatus": {"model": _known(server.arrived)},
         "ArtifactType": {"project": {"artifact": None}},
         "ServerFeaturesQuery": {"serverInfo": {"features": []}},
@@ -174,6 +181,12 @@ def _graphql(server: Server, name: str, said: dict[str, Any]) -> dict[str, Any]:
     }
     answer: dict[str, Any] = known.get(name, {})
     return answer
+
+
+def _trial(values: dict[str, Any]) -> dict[str, Any]:
+    """What tells an agent to start a run."""
+    args = {name: {"value": value} for name, value in values.items()}
+    return {"id": "c", "type": "run", "run_id": "trial1", "program": "train.py", "args": args}
 
 
 def _run(arrived: Arrived, said: dict[str, Any]) -> dict[str, Any]:
