@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
@@ -41,8 +43,9 @@ class Processes:
             self._executor.submit(int)  # they come up while the model is built
 
     def fill(self, ids: Ids, found: Found, buffer: Address, first: int, epoch: int, view: View) -> Future[Filled]:
-        """`Filler.fill` of the slots from `first` on of a buffer of slots (S, S, 3)."""
-        return self._executor.submit(_fill, ids, found, buffer, first, epoch, view)
+        """`Filler.fill` of the slots from `first` on of a buffer of slots (S, S, 3). Raises LostRank as `result_of`."""
+        with _telling_of_the_lost():
+            return self._executor.submit(_fill, ids, found, buffer, first, epoch, view)
 
     def shutdown(self, cancel_futures: bool = False) -> None:
         """End the processes, as an executor does."""
@@ -51,8 +54,14 @@ class Processes:
 
 def result_of(chunk: Future[Filled]) -> Filled:
     """What has been filled. Raises LostRank if a process was killed."""
-    try:
+    with _telling_of_the_lost():
         return chunk.result()
+
+
+@contextmanager
+def _telling_of_the_lost() -> Iterator[None]:
+    try:
+        yield
     except BrokenProcessPool as error:
         raise LostRank(
             "a process that decodes was killed, perhaps for want of memory: run it again, with fewer --decode-processes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,18 @@ def test_a_bad_sample_is_named_and_black(tmp_path: Path) -> None:
     loader.close()
 
 
-def test_a_process_that_is_killed_is_told_of(root: Path) -> None:
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_a_process_that_is_killed_is_told_of(root: Path, prefetch: int) -> None:
     before = set(psutil.Process().children(recursive=True))
-    loader = Loader(SplitReader(root, read_split(root)), View(10, "random-resized"), 5, processes=2)
+    loader = Loader(SplitReader(root, read_split(root)), View(10, "random-resized"), 5, prefetch=prefetch, processes=2)
     steps = loader.steps(training_requests(EpochOrder(loader.reader.counts, GEOMETRY, 5, 0, 2), range(2)))
     next(steps)
+    time.sleep(0.3)  # what is prefetched is ready
     workers = [p for p in set(psutil.Process().children(recursive=True)) - before if len(p.parents()) > 1]
     for process in workers:
         if not process.children():  # not the server that they are forked from
             process.send_signal(signal.SIGTERM)  # from here, as the executor sends it
+    time.sleep(0.5)  # the loader's next task meets an executor that knows
     with pytest.raises(LostRank, match="fewer --decode-processes"):
         for _ in steps:
             pass
