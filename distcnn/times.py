@@ -6,6 +6,7 @@ their own, they say what the host waited for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +41,11 @@ class Times:
         return {f"perf/{part}_share": spent[part] / whole for part in PARTS if part != "data"}
 
     def row(self) -> dict[str, float]:
-        """Seconds of each part since the last call."""
+        """Seconds of each part since the last call; `at`: seconds since 1970."""
         now = self._totals()
         found = {part: round(seconds - self._of_epoch[part], 6) for part, seconds in now.items()}
         self._of_epoch = now
-        return found
+        return {"at": round(time.time(), 3)} | found
 
     def _totals(self) -> dict[str, float]:
         spent, loading = self._pulse.all_seconds(), self._stats.seconds()

@@ -141,7 +141,7 @@ def train_epoch(job: Job) -> None:
 def note_times(job: Job) -> None:
     """Every rank writes where its time went, in a file of its own."""
     world, position = job.runtime.world, job.position
-    place = {"at": round(time.time(), 3), "epoch": position.epoch, "step": position.step, "size": world.size}
+    place = {"epoch": position.epoch, "step": position.step, "size": world.size}
     job.append(file_of(world.rank), place | job.times.row())
 
 

@@ -15,6 +15,7 @@ ALLOWED = {
     "heartbeat.py": "the age of a file that another machine wrote: there is no clock in common but that one",
     "status.py": "how long ago other machines wrote their files, for a person to read",
     "sessions.py": "when a start was, beside starts on other machines and days, for a person to read",
+    "times.py": "when each rank, on machines of their own, wrote its times: which start was the last",
     "gather.py": "until now, of a run whose start was written down on another machine",
     "doctor.py": "the clock of this machine against the file server's",
 }
