@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distcnn.config import TrainConfig
+    from distcnn.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 
 AUGMENTATIONS = "trivial-augment, color-jitter=0..1, erasing=0..1 (probability), cutout=1..1024 (pixels)"
 _LARGEST = {"color-jitter": 1.0, "erasing": 1.0, "cutout": 1024.0}
@@ -30,13 +30,23 @@ LONGEST_TAG = 64  # characters that W&B takes
 ALPHAS = (0.01, 4.0)  # beyond them nothing or everything is mixed, and draws from Beta by rejection take very long
 
 
-def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
-    """(holds, flag, what is demanded) for every value that has limits. `flat`: all values by name."""
-    data, model, optim, run = config.data, config.model, config.optim, config.run
+Demand = tuple[bool, str, str]  # (holds, flag, what is demanded)
+
+
+def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[Demand]:
+    """For every value that has limits. `flat`: all values by name."""
     for name, value in flat.items():
         text = value if isinstance(value, str) else ""
         yield text == text.encode("utf-8", "ignore").decode(), name, "must be UTF-8 text"
-    batch, tile = optim.global_batch_size, optim.tile_size
+    yield from _of_data(config.data)
+    yield from _of_model(config.model)
+    yield from _of_optim(config.optim)
+    yield from _of_run(config.run)
+    for name, value in flat.items():
+        yield not isinstance(value, float) or math.isfinite(value), name, "must be finite"
+
+
+def _of_data(data: DataConfig) -> Iterator[Demand]:
     yield data.image_size >= 0, "image_size", "pixels, 0 for the data's own size"
     yield not data.progressive or min(data.progressive) > 0, "progressive", "positive numbers of pixels"
     resized = data.crop in ("auto", "random-resized")
@@ -56,12 +66,19 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     yield data.decode_threads >= 0, "decode_threads", "must be >= 0 (0: automatic)"
     yield data.decode_processes >= 0, "decode_processes", "must be >= 0 (0: threads)"
     yield data.window_shards >= 0, "window_shards", "must be >= 0 (0: automatic)"
+
+
+def _of_model(model: ModelConfig) -> Iterator[Demand]:
     yield bool(model.model), "model", "name a model: cnn, resnet18, ..."
     yield model.freeze == "none" or bool(model.pretrained), "freeze", "only with --pretrained"
     yield len(model.channels) > 0 and min(model.channels) > 0, "channels", "one or more positive numbers"
     yield model.kernel_size >= 1 and model.kernel_size % 2 == 1, "kernel_size", "must be odd and positive"
     yield model.hidden >= 0, "hidden", "must be >= 0"
     yield 0 <= model.dropout < 1, "dropout", "must be in [0, 1)"
+
+
+def _of_optim(optim: OptimConfig) -> Iterator[Demand]:
+    batch, tile = optim.global_batch_size, optim.tile_size
     yield optim.epochs >= 1, "epochs", "must be >= 1"
     yield batch >= 1, "global_batch_size", "must be >= 1"
     yield tile >= 1, "tile_size", "must be >= 1"
@@ -82,6 +99,9 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     yield lookahead == 0 or lookahead >= 2, "lookahead", "a number of steps from 2 on (5 is usual), 0 for off"
     yield 0 <= optim.clip_grad_norm < float("inf"), "clip_grad_norm", "must be >= 0 (0: not clipped)"
     yield optim.patience >= 0, "patience", "must be >= 0 (0: never)"
+
+
+def _of_run(run: RunConfig) -> Iterator[Demand]:
     yield 0 <= run.seed < 2**63, "seed", "must be in [0, 2**63)"
     yield run.threads >= 0, "threads", "must be >= 0 (0: automatic)"
     yield run.eval_every >= 1, "eval_every", "must be >= 1"
@@ -92,6 +112,4 @@ def demands(config: TrainConfig, flat: Mapping[str, Any]) -> Iterator[tuple[bool
     tags = all(1 <= len(tag) <= LONGEST_TAG for tag in run.wandb_tags)
     yield tags, "wandb_tags", f"tags of 1 to {LONGEST_TAG} characters"
     yield run.stall_timeout == 0 or run.stall_timeout >= 1, "stall_timeout", "seconds, at least 1; 0 for never"
-    for name, value in flat.items():
-        yield not isinstance(value, float) or math.isfinite(value), name, "must be finite"
     yield run.keep_checkpoints >= 1, "keep_checkpoints", "must be >= 1"
