@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from tests.faults.ranks import Ranks, at_step, finish
 from tests.faults.runs import STEPS, assert_same, assert_tidy, flags, results, state
 
 SLOW = {-1: [("slow_steps", {"seconds": 0.05})]}
-SLOWER = {-1: [("slow_steps", {"seconds": 0.4})]}  # the stop file is looked for once a second
+SLOWER = {-1: [("slow_steps", {"seconds": 0.25})]}  # so that no stop is late for a run of 24 steps, on a busy machine
+SLOWEST = {-1: [("slow_steps", {"seconds": 0.4})]}  # the stop file is looked for once a second
 
 
 def saved_step(run: Path) -> int:
@@ -32,7 +34,7 @@ def test_stopped_in_every_way_and_resumed_at_every_size(images: Path, tmp_path: 
     asked = [(2, signal.SIGTERM), (1, "stop"), (4, signal.SIGUSR1), (2, signal.SIGUSR2), (2, signal.SIGHUP)]
     middles = step = 0
     for number, (size, how) in enumerate(asked):
-        with Ranks(tmp_path / f"stop-{number}", size, words, SLOWER if how == "stop" else SLOW) as ranks:
+        with Ranks(tmp_path / f"stop-{number}", size, words, SLOWEST if how == "stop" else SLOWER) as ranks:
             ranks.until(at_step(run, step + 2))  # this start has made a step: its signal handlers stand
             if isinstance(how, signal.Signals):
                 ranks.kill(size - 1, how)
@@ -61,7 +63,8 @@ def test_the_time_limit_stops_the_run_and_a_requeued_one_goes_on(images: Path, t
     environment = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     with Ranks(tmp_path / "a", 2, [*words, "--time-limit", "0.05"], SLOW, environment) as ranks:
         assert ranks.wait() == [EXIT_PREEMPTED] * 2
-    assert "--time-limit" in results(run)["reason"] and 0 < results(run)["step"] < STEPS
+    # Which process's clock is the first to say so is chance; rank 0 writes down what it knows.
+    assert re.search("--time-limit|another process", results(run)["reason"]) and 0 < results(run)["step"] < STEPS
     first = state(run / "checkpoints" / "latest")["wandb_id"]
     assert finish(tmp_path / "b", 2, words, environment=environment) == [0, 0]
     assert state(run / "checkpoints" / "latest")["wandb_id"] == first != ""
