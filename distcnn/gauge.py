@@ -24,6 +24,7 @@ TERA = 1e12
 # sheets, whose figures "with sparsity" are twice these: A100 (2021), A10 and A40 (2021), H100 (2023), H200 (2024), L4
 # and L40S (2023), V100 (2020), T4 (2019); of the GeForce cards from the white papers on the Ampere GA102 (2021) and Ada
 # (2023) architectures, appendix A. What a card lacks is left out: V100 and T4 know neither bf16 nor tf32.
+# Written down without the sheets at hand: compare a figure with its sheet before you rely on it.
 PEAKS: dict[str, dict[str, float]] = {
     r"NVIDIA A100.*": {"bf16": 312, "fp16": 312, "tf32": 156, "fp32": 19.5},
     r"NVIDIA A10": {"bf16": 125, "fp16": 125, "tf32": 62.5, "fp32": 31.2},

@@ -1,6 +1,6 @@
 """Bytes from a worker process to the one that started it, by memory that both can open instead of through a pipe.
 
-Measured on parts of 700 kB: a pipe costs 4 us for each sample of 3 kB (pickled, written, read, unpickled), this 1.
+Measured on parts of 700 kB: to pickle and unpickle takes 2 us for each sample of 3 kB, before any pipe; this takes 0.4.
 """
 
 from __future__ import annotations
