@@ -274,7 +274,8 @@ def python_time(folder: Path, work: Workload) -> None:
     import simplejpeg
     import torch
 
-    from distcnn.data.views import View, resize_into
+    from distcnn.data.resize import resize_into
+    from distcnn.data.views import View
 
     files = image_files(folder, min(work.limit, 5000))
     data = [path.read_bytes() for path in files]

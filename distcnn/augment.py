@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distcnn.data import keyed
 from distcnn.data.loader import Tile
 from distcnn.data.order import Ids
-from distcnn.pixels import crop_padded, fill_boxes_, mirrored, normalise, to_device
+from distcnn.pixels import Window, crop_padded, fill_boxes_, mirrored, normalise, to_device
 from distcnn.trivial import blend, column_of, luma, mean_of, trivial_augment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,30 +73,32 @@ class Augment:
         epoch, ids = tile.request.epoch, tile.request.ids
         if not train or not len(ids):
             return normalise(images_NHWC, self.mean, self.std), targets
-        images_NHWC, flipped = self.reposition(images_NHWC, ids, epoch)
+        window, flipped = self.window(ids, epoch), self.flipped(ids, epoch)
         if self.trivial or self.jitter:
-            images_NHWC, flipped = self.recolour(mirrored(images_NHWC, flipped), ids, epoch), None
-        x_NCHW = normalise(images_NHWC, self.mean, self.std, flipped)
+            cropped = images_NHWC if window is None else crop_padded(images_NHWC, window)
+            images_NHWC = self.recolour(mirrored(cropped, flipped), ids, epoch)
+            window = flipped = None
+        x_NCHW = normalise(images_NHWC, self.mean, self.std, flipped, window)
         self.cut_out_(x_NCHW, ids, epoch)
         if (self.mixup or self.cutmix) and len(ids) > 1:
             return self._mix(x_NCHW, targets, epoch, keyed.tile_key(tile.request.step, tile.request.lane))
         return x_NCHW, targets
 
-    def reposition(
-        self, images_NHWC: torch.Tensor, ids: Ids, epoch: int
-    ) -> tuple[torch.Tensor, NDArray[np.bool_] | None]:
-        """(n, S, S, 3) uint8 cropped images, and which of them are still to be mirrored (n,), or None for none."""
-        if self.padding:
-            top, left = (
-                (keyed.uniform(ids, self.seed, epoch, operation) * (2 * self.padding + 1)).astype(np.int64)
-                for operation in (keyed.CROP_TOP, keyed.CROP_LEFT)
-            )
-            images_NHWC = crop_padded(images_NHWC, top, left, self.padding, self.reflect)
+    def window(self, ids: Ids, epoch: int) -> Window | None:
+        """What is cut out of each padded image, or None for all of it."""
+        if not self.padding:
+            return None
+        draws = keyed.uniforms(ids, self.seed, epoch, (keyed.CROP_TOP, keyed.CROP_LEFT))
+        top, left = (draws * (2 * self.padding + 1)).astype(np.int64)
+        return Window(top, left, self.padding, self.reflect)
+
+    def flipped(self, ids: Ids, epoch: int) -> NDArray[np.bool_] | None:
+        """Which images are mirrored (n,), or None for none."""
         if self.flip == "none":
-            return images_NHWC, None
+            return None
         alternate = self.flip == "alternate"
         flipped = keyed.uniform(ids, self.seed, 0 if alternate else epoch, keyed.FLIP) < 0.5
-        return images_NHWC, flipped ^ (epoch % 2 == 1) if alternate else flipped
+        return flipped ^ (epoch % 2 == 1) if alternate else flipped
 
     def recolour(self, images_NHWC: torch.Tensor, ids: Ids, epoch: int) -> torch.Tensor:
         """(n, S, S, 3) of values 0 .. 255, uint8 or float32."""

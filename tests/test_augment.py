@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distcnn.augment import Augment, cut_box, cutout_boxes, erased_boxes, partners
 from distcnn.data import keyed
 from distcnn.data.loader import Tile, TileRequest
-from distcnn.pixels import crop_padded, mirrored, normalise
+from distcnn.pixels import Window, crop_padded, mirrored, normalise
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -105,7 +105,7 @@ def test_crops_are_those_of_a_padded_image(n: int, side: int, padding: int, refl
     left = np.array(data.draw(st.lists(st.integers(0, 2 * padding), min_size=n, max_size=n)))
     width = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(images.numpy(), width, mode="reflect" if reflect else "constant")
-    cropped = crop_padded(images, top, left, padding, reflect)
+    cropped = crop_padded(images, Window(top, left, padding, reflect))
     for i in range(n):
         expected = padded[i, top[i] : top[i] + side, left[i] : left[i] + side]
         assert np.array_equal(cropped[i].numpy(), expected)
@@ -128,7 +128,9 @@ def test_crops_are_uniform_over_all_shifts() -> None:
     n, side, padding = 10_000, 5, 2
     images = torch.zeros((n, side, side, 3), dtype=torch.uint8)
     images[:, 2, 2] = 255
-    moved = dataclasses.replace(PLAIN, padding=padding).reposition(images, np.arange(n), 3)[0]
+    window = dataclasses.replace(PLAIN, padding=padding).window(np.arange(n), 3)
+    assert window is not None
+    moved = crop_padded(images, window)
     where = moved[..., 0].reshape(n, -1).int().argmax(dim=1).numpy()
     counts = np.bincount(where, minlength=25)
     assert ((counts - n / 25) ** 2 / (n / 25)).sum() < 51.2
@@ -139,7 +141,7 @@ def test_half_of_the_images_are_mirrored_and_others_in_the_next_epoch() -> None:
     images = torch.zeros((len(ids), 1, 2, 3), dtype=torch.uint8)
     images[:, :, 0] = 255
     augment = dataclasses.replace(PLAIN, flip="random")
-    flips = [mirrored(*augment.reposition(images, ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(3)]
+    flips = [mirrored(images, augment.flipped(ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(3)]
     assert all(abs(f.mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5 for f in flips)
     assert abs((flips[0] == flips[1]).mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5
 
@@ -149,7 +151,7 @@ def test_alternating_flip_shows_both_sides_in_any_two_epochs() -> None:
     images = torch.zeros((len(ids), 1, 2, 3), dtype=torch.uint8)
     images[:, :, 0] = 255
     augment = dataclasses.replace(PLAIN, flip="alternate")
-    flips = [mirrored(*augment.reposition(images, ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(4)]
+    flips = [mirrored(images, augment.flipped(ids, epoch))[:, 0, 1, 0].numpy() > 0 for epoch in range(4)]
     assert abs(flips[0].mean() - 0.5) < 4 * 0.5 / len(ids) ** 0.5
     assert (flips[0] != flips[1]).all() and (flips[0] == flips[2]).all() and (flips[1] == flips[3]).all()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
@@ -30,19 +31,26 @@ class DecodeError(ValueError):
     """These bytes are not an image that can be used; the text says why."""
 
 
-class Scratch:
-    """Memory for one decoded image after another: one for each thread. Fresh arrays would cost page faults."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, dtype=np.uint8)
-
-    def at_least(self, values: int) -> Pixels:
-        """(>= values,) uint8: the same memory at every call, unless it has to grow."""
-        if len(self._memory) < values:
-            self._memory = np.empty(values + values // 4, dtype=np.uint8)
-        return self._memory
+ALIGNED, OFF = 32, 16  # see `offset`
 
 
+def offset(address: int) -> int:
+    """How many bytes after `address` images should begin that are decoded straight into memory.
+
+    Rows that begin at multiples of ALIGNED libjpeg-turbo writes past the processor's caches. Measured here, decoding
+    takes 14 to 20 % longer then, and what reads the pixels next waits for them (benchmarks/LOG.md).
+    """
+    return (OFF - address) % ALIGNED
+
+
+def memory(values: int) -> Pixels:
+    """(values,) uint8, not cleared, for images to be decoded into: see `offset`."""
+    whole = np.empty(values + ALIGNED - 1, dtype=np.uint8)
+    start = offset(whole.ctypes.data)
+    return whole[start : start + values]
+
+
+@lru_cache(maxsize=1024)
 def plain_header(height: int, width: int) -> bytes:
     """What the frame header of a baseline JPEG file of this size in YCbCr holds: marker, length, 8 bit, size, 3."""
     return b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", height & 0xFFFF, width & 0xFFFF) + b"\x03"
@@ -67,8 +75,13 @@ def decode_into(data: bytes, slot: Pixels, header: bytes) -> Pixels:
     return decode(data)
 
 
-def jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels from the header of a JPEG file that `decode_reduced` takes; None for all else."""
+def jpeg_shape(data: bytes, said: tuple[int, int] = (0, 0)) -> tuple[int, int] | None:
+    """(height, width) in pixels from the header of a JPEG file that `decode_reduced` takes; None for all else.
+
+    said: what the index says, which saves time where the header says the same.
+    """
+    if said != (0, 0) and data.find(plain_header(*said), 0, HEADER_BYTES) >= 0 and data.startswith(JPEG_MAGIC):
+        return said
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -76,20 +89,31 @@ def jpeg_shape(data: bytes) -> tuple[int, int] | None:
     return (height, width) if space != "CMYK" and height * width <= MAX_PIXELS else None
 
 
-def decode_reduced(data: bytes, shape: tuple[int, int], factor: int, scratch: Scratch) -> Pixels:
-    """(ceil(H / factor), ceil(W / factor), 3) uint8 RGB of a JPEG file of `jpeg_shape` (H, W); factor 1, 2, 4 or 8.
+def decode_reduced(data: bytes, shape: tuple[int, int], factor: int, place: Pixels) -> Pixels:
+    """(ceil(H / factor), ceil(W / factor), 3) uint8 RGB of a JPEG file of `jpeg_shape` (H, W), laid into `place`.
 
-    It is scaled in the cosine domain while decoding, which costs a half to a quarter. The result lies in `scratch`, to
-    be used before the next call. With factor 1 the pixels are those of `decode`. Raises DecodeError.
+    place: (values,) of it. factor: 1, 2, 4 or 8: it is scaled in the cosine domain while it is decoded, which
+    costs a half to a quarter. With 1 the pixels are those of `decode`. Raises DecodeError.
     """
     height, width = -(-shape[0] // factor), -(-shape[1] // factor)
-    memory = scratch.at_least(height * width * 3)
-    least = {"min_height": height, "min_width": width, "min_factor": float(factor)} if factor > 1 else {}
+    out = place.reshape(height, width, 3)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=memory, **least)
-        return pixels
-    except ValueError:  # Pillow takes some that libjpeg-turbo refuses, and says what is wrong with the others
-        return np.ascontiguousarray(decode(data)[::factor, ::factor])
+        if factor == 1:
+            made = simplejpeg.decode_jpeg(data, "RGB", buffer=place)
+        else:
+            made = simplejpeg.decode_jpeg(
+                data, "RGB", min_height=height, min_width=width, min_factor=float(factor), buffer=place
+            )
+        if made.shape == out.shape:
+            return out
+    except ValueError:
+        pass
+    # Pillow takes some that libjpeg-turbo refuses, and says what is wrong with the others
+    pixels = decode(data)[::factor, ::factor]
+    if pixels.shape != out.shape:
+        raise DecodeError(f"its header says {shape[1]}x{shape[0]} pixels, but there are others")
+    out[:] = pixels
+    return out
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

@@ -16,17 +16,16 @@ from distcnn.data.cache import PixelCache
 from distcnn.data.decode import (
     DecodeError,
     Pixels,
-    Scratch,
     decode,
     decode_into,
-    decode_reduced,
     jpeg_shape,
     plain_header,
 )
 from distcnn.data.order import Ids
 from distcnn.data.readers import Reader
+from distcnn.data.resize import Group, resize_into
 from distcnn.data.shards import Found
-from distcnn.data.views import View, reduction, resize_into
+from distcnn.data.views import View, reduction
 from distcnn.errors import DataError
 
 _clock = time.perf_counter
@@ -54,7 +53,7 @@ class Filled:
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.scratch = Scratch()
+        self.group = Group()
 
 
 class Filler:
@@ -82,7 +81,7 @@ class Filler:
         if view.kind == "none":
             self._fill_whole(ids, sources, slots, filled)
         else:
-            self._fill_boxes(ids, sources, slots, epoch, view, filled)
+            self._fill_boxes(ids, found, sources, slots, epoch, view, filled)
         return filled
 
     def _read(self, ids: Ids, found: Found, cached: np.ndarray[tuple[int], np.dtype[np.bool_]] | None) -> list[_Source]:
@@ -132,39 +131,43 @@ class Filler:
         filled.decode_seconds = _clock() - started
 
     def _fill_boxes(
-        self, ids: Ids, sources: list[_Source], slots: Pixels, epoch: int, view: View, filled: Filled
+        self, ids: Ids, found: Found, sources: list[_Source], slots: Pixels, epoch: int, view: View, filled: Filled
     ) -> None:
-        """Each image is scaled into its slot as soon as it is decoded, while it is in the processor's cache."""
-        started = _clock()
-        shapes = self._shapes(ids, sources)
+        """A few images are decoded and then scaled into their slots, while they are in the processor's cache."""
+        group = self._thread.group
+        group.forget()
+        begun = _clock()
+        shapes = self._shapes(ids, found, sources)
         heights_widths = np.array(shapes, dtype=np.int64).reshape(-1, 2)
         boxes = view.boxes(ids, heights_widths[:, 0], heights_widths[:, 1], self.seed, epoch).tolist()
-        filled.decode_seconds = _clock() - started
-        for place, (source, slot, shape, box) in enumerate(zip(sources, slots, shapes, boxes, strict=True)):
-            before = _clock()
-            factor = 1
+        for place, (source, shape, box) in enumerate(zip(sources, shapes, boxes, strict=True)):
             try:
                 if isinstance(source, str):
                     raise DecodeError(source)
                 if isinstance(source, bytes):
                     factor = reduction(box, view.size) if self.reduce else 1
-                    pixels = decode_reduced(source, shape, factor, self._thread.scratch)
-                    self._keep(int(ids[place]), pixels)
+                    if factor > 1:
+                        box = [value // factor for value in box]
+                    pixels = group.decode(place, source, shape, factor, box)
+                    if self.cache is not None:
+                        self.cache.put(int(ids[place]), pixels)
                 else:
-                    pixels = source
+                    group.copy(place, source, box)
             except DecodeError as error:
-                self._give_up(ids, place, slot, str(error), filled)
-                continue
-            decoded = _clock()
-            resize_into(slot, pixels, [value // factor for value in box] if factor > 1 else box)
-            filled.decode_seconds += decoded - before
-            filled.resize_seconds += _clock() - decoded
+                self._give_up(ids, place, slots[place], str(error), filled)
+            if group.full or place == len(ids) - 1:
+                decoded = _clock()
+                group.scale_into(slots)
+                filled.decode_seconds += decoded - begun
+                begun = _clock()
+                filled.resize_seconds += begun - decoded
 
-    def _shapes(self, ids: Ids, sources: list[_Source]) -> list[tuple[int, int]]:
+    def _shapes(self, ids: Ids, found: Found, sources: list[_Source]) -> list[tuple[int, int]]:
         """The (height, width) of each source. What is no JPEG file is decoded for it, or replaced by its defect."""
         shapes = []
-        for place, source in enumerate(sources):
-            shape = jpeg_shape(source) if isinstance(source, bytes) else None
+        said = zip(found.columns["height"].tolist(), found.columns["width"].tolist(), strict=True)
+        for place, (source, size) in enumerate(zip(sources, said, strict=True)):
+            shape = jpeg_shape(source, size) if isinstance(source, bytes) else None
             if shape is None:
                 if isinstance(source, bytes):
                     try:

@@ -67,7 +67,7 @@ class DeviceFiller(Filler):
         begun = _clock()
         sources = self._read(ids, found, None)
         filled.read_seconds = _clock() - begun
-        shapes = self._shapes(ids, sources)
+        shapes = self._shapes(ids, found, sources)
         boxes = _boxes(view, ids, shapes, self.seed, epoch)
         # torchvision hands the decoder memory of this stream, but lets it write on one of its own at once.
         if own.streams is torch.cuda:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distcnn.data.decode import Pixels
+from distcnn.data.decode import OFF, Pixels
 
 
 def available() -> bool:
@@ -30,20 +30,25 @@ class Address:
     size: int
 
 
+def _mapped(file: int, size: int) -> Pixels:
+    """The file's memory but for its beginning, see `distcnn.data.decode.offset`: a mapping begins with a page."""
+    return np.frombuffer(mmap.mmap(file, OFF + size), dtype=np.uint8, offset=OFF)
+
+
 class SharedMemory:
     """`size` bytes, zero at first; `pixels` (size,) uint8. The memory lives as long as anything refers to `pixels`."""
 
     def __init__(self, size: int) -> None:
         file = os.memfd_create("distcnn")
         self._file = file
-        os.ftruncate(file, max(size, 1))
-        self.pixels: Pixels = np.frombuffer(mmap.mmap(file, max(size, 1)), dtype=np.uint8)
-        self.address = Address(f"/proc/{os.getpid()}/fd/{file}", os.fstat(file).st_ino, max(size, 1))
+        os.ftruncate(file, OFF + size)
+        self.pixels = _mapped(file, size)
+        self.address = Address(f"/proc/{os.getpid()}/fd/{file}", os.fstat(file).st_ino, size)
 
     def pin(self) -> None:
         """Lock the pages, so that a GPU copies from them by itself. Where CUDA refuses, copies are only slower."""
         cuda = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        cuda.cudaHostRegister(self.pixels.ctypes.data, len(self.pixels), 0)
+        cuda.cudaHostRegister(self.pixels.ctypes.data - OFF, OFF + len(self.pixels), 0)  # from a page's beginning on
 
     def __del__(self) -> None:
         os.close(self._file)
@@ -60,6 +65,6 @@ class Mappings:
         known = self._mapped.get(address.path)
         if known is None or known[0] != address:
             with open(address.path, "r+b") as file:  # noqa: PTH123 - no path that pathlib could know
-                known = address, np.frombuffer(mmap.mmap(file.fileno(), address.size), dtype=np.uint8)
+                known = address, _mapped(file.fileno(), address.size)
             self._mapped[address.path] = known
         return known[1]

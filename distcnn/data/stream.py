@@ -31,9 +31,10 @@ from distcnn.data.fill import BadSample
 from distcnn.data.loader import Loader, Tile, TileRequest
 from distcnn.data.manifest import Manifest, load_manifest
 from distcnn.data.order import EpochOrder, Geometry, Ids
+from distcnn.data.resize import resize_into
 from distcnn.data.shards import IMAGE_MEMBERS, Found, SplitReader, split_name
 from distcnn.data.sources import expand, is_remote, open_remote
-from distcnn.data.views import View, resize_into
+from distcnn.data.views import View
 from distcnn.errors import DataError, UserError
 
 PIPE = "pipe:"

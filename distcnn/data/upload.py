@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from distcnn.data.decode import Pixels
+from distcnn.data.decode import ALIGNED, Pixels, offset
 from distcnn.data.shared import Address, SharedMemory
 
 CPU = torch.device("cpu")
@@ -46,12 +46,15 @@ class HostBuffer:
         self.pixels = self.images.numpy()
 
     def _allocated(self, shape: tuple[int, ...]) -> torch.Tensor:
+        values = math.prod(shape)
         if self._shared is None:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-        self._shared = SharedMemory(math.prod(shape))
+            whole = torch.empty(values + ALIGNED - 1, dtype=torch.uint8, pin_memory=self._pinned)
+            start = offset(whole.data_ptr())
+            return whole[start : start + values].view(shape)
+        self._shared = SharedMemory(values)
         if self._pinned:
             self._shared.pin()
-        return torch.from_numpy(self._shared.pixels)[: math.prod(shape)].view(shape)
+        return torch.from_numpy(self._shared.pixels).view(shape)
 
 
 class Upload:

@@ -1,4 +1,4 @@
-"""From an image of any size to the model's square: what is cut out, and how it is scaled. Runs in loader threads."""
+"""From an image of any size to the model's square: which part of it is looked at. See resize.py for the rest."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from distcnn.data import keyed
-from distcnn.data.decode import Pixels
 
 RATIO_RANGE = (3 / 4, 4 / 3)
 TRIES = 10
-_resize = torch.ops.aten._upsample_bilinear2d_aa.out  # what F.interpolate(antialias=True) calls
+_AT_ONCE = (np.arange(4), np.arange(4, TRIES))  # few boxes need more than four
 _DRAWS = (keyed.AREA, keyed.RATIO, keyed.CROP_TOP, keyed.CROP_LEFT)
 EVALUATION_SHARE = 0.875  # of the shorter side that an evaluation looks at: 224 of 256
 
@@ -82,8 +80,10 @@ def _random_resized(
     boxes = np.empty((len(ids), 4), dtype=np.int64)
     left_over = np.arange(len(ids))
     low, high = np.log(RATIO_RANGE)
-    for attempt in range(TRIES):
-        area_draw, ratio_draw, top_draw, left_draw = keyed.uniforms(ids * TRIES + attempt, seed, epoch, _DRAWS)
+    for tries in _AT_ONCE:  # several at once: calls of NumPy take longer than what they compute for a few hundred boxes
+        keys = ids * TRIES + tries[:, None]  # (T, n)
+        draws = keyed.uniforms(keys.reshape(-1), seed, epoch, _DRAWS)
+        area_draw, ratio_draw, top_draw, left_draw = draws.reshape(len(_DRAWS), *keys.shape)
         area = heights * widths * (scale + (1 - scale) * area_draw)
         ratio = np.exp(low + (high - low) * ratio_draw)
         w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -91,10 +91,11 @@ def _random_resized(
         top = (top_draw * (heights - h + 1)).astype(np.int64)
         left = (left_draw * (widths - w + 1)).astype(np.int64)
         fits = (w > 0) & (h > 0) & (w <= widths) & (h <= heights)
-        boxes[left_over] = np.array((top, left, h, w)).T  # what does not fit is written over
-        if fits.all():
+        first = fits.argmax(axis=0), np.arange(len(ids))
+        boxes[left_over] = np.array((top[first], left[first], h[first], w[first])).T  # of no fit: is written over
+        again = ~fits[first]
+        if not again.any():
             return boxes
-        again = ~fits
         left_over, ids, heights, widths = left_over[again], ids[again], heights[again], widths[again]
     boxes[left_over] = _largest_centred(heights, widths)
     return boxes
@@ -110,24 +111,3 @@ def reduction(box: Sequence[int], size: int) -> int:
     """8, 4, 2 or 1: by how much an image may be reduced while it is decoded, so that `box` still has `size` pixels."""
     factor = min(box[2], box[3]) // size
     return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
-
-
-def resize_into(slot: Pixels, pixels: Pixels, box: Sequence[int]) -> None:
-    """Cut `box` (top, left, height, width) out of (H, W, 3) pixels and scale it into `slot` (S, S, 3), contiguous.
-
-    Bilinear with antialias. torch's kernel for uint8 writes straight into the slot: of those that average where they
-    scale down the fastest (benchmarks/LOG.md).
-    """
-    top, left, height, width = box
-    cut_HWC = pixels[top : top + height, left : left + width]
-    side = slot.shape[0]
-    if height == side and width == side:
-        slot[:] = cut_HWC
-        return
-    if not cut_HWC.flags.writeable:  # Pillow's pixels; torch warns of them
-        cut_HWC = cut_HWC.copy()
-    # 1 H W 3 -> 1 3 H W: the strides of channels_last take the vectorised path, given an output that has them too. By
-    # numpy, since each call of torch lets another thread have the interpreter, and waits to get it back.
-    cut_NCHW = torch.from_numpy(cut_HWC.transpose(2, 0, 1)[None])
-    out_NCHW = torch.from_numpy(slot.transpose(2, 0, 1)[None])
-    _resize(cut_NCHW, [side, side], False, None, None, out=out_NCHW)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from shard_files import jpg, write_tar
 
+from distcnn.data.decode import jpeg_shape
 from distcnn.data.manifest import Shard, Split
 from distcnn.data.shards import SplitReader, make_index, samples_in
 
@@ -44,10 +45,12 @@ def read_split(root: Path) -> Split:
 def add_shard(root: Path, name: str, members: list[tuple[str, bytes]], first: int, count: int) -> Shard:
     """Write a tar and its index."""
     tar = write_tar(root / f"{name}.tar", members)
-    rows = []
+    rows, content = [], tar.read_bytes()
     for number, sample in enumerate(samples_in(tar), first):
         assert sample.image is not None
-        rows.append((sample.image.offset, sample.image.size, number % CLASSES, 0, 0, sample.key))
+        at, size = sample.image.offset, sample.image.size
+        height, width = jpeg_shape(content[at : at + size]) or (0, 0)
+        rows.append((at, size, number % CLASSES, width, height, sample.key))
     assert len(rows) == count
     np.save(root / f"{name}.npy", make_index(rows))
     return Shard(f"{name}.tar", f"{name}.npy", count, tar.stat().st_size)

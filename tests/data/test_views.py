@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_files import picture
 
-from distcnn.data.views import RATIO_RANGE, ProgressiveView, View, resize_into
+from distcnn.data.resize import resize_into
+from distcnn.data.views import RATIO_RANGE, ProgressiveView, View
 
 N = 20_000
 

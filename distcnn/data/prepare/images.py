@@ -27,6 +27,7 @@ from distcnn.data.decode import (
     DecodeError,
     Pixels,
     decode,
+    memory,
     plain_header,
     to_rgb,
 )
@@ -141,7 +142,8 @@ class Checker:
         checked = check(content, self._policy)
         if checked.data is content and checked.extension == "jpg":  # the policy keeps images of this size as they are
             height, width = checked.pixels.shape[:2]
-            self._slot, self._header = np.empty((height, width, 3), dtype=np.uint8), plain_header(height, width)
+            slot = memory(height * width * 3).reshape(height, width, 3)
+            self._slot, self._header = slot, plain_header(height, width)
         return checked
 
     def _is_like_before(self, data: bytes) -> bool:
