@@ -11,8 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +62,7 @@ def examine(question: Question) -> Iterator[Finding]:
     """All checks; one that breaks is a finding, too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_versions,
+        check_numba,
         check_gpus,
         lambda: check_cores(question.processes, len(os.sched_getaffinity(0))),
         lambda: check_shared_memory(question.processes, Path("/dev/shm")),
@@ -93,6 +96,27 @@ def check_versions() -> Iterator[Finding]:
         import torchvision
 
         yield Finding("ok", "torchvision", str(torchvision.__version__))
+
+
+def check_numba() -> Iterator[Finding]:
+    """Whether the kernels that Numba compiles can be used."""
+    from distcnn.data.resize import upscale_kernel
+    from distcnn.pixels import finish_kernel
+
+    try:
+        found = version("numba")
+    except PackageNotFoundError:
+        advice = "install distcnn[fast]: small images are cropped in half the time, the pixels are the same"
+        yield Finding("warn", "numba", "is not installed", advice)
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        usable = [kernel() is not None for kernel in (upscale_kernel, finish_kernel)]
+    if all(usable):
+        yield Finding("ok", "numba", f"{found}, its kernels give the bits of torch")
+    else:
+        why = str(said[-1].message) if said else "NUMBA_DISABLE_JIT is set"
+        yield Finding("warn", "numba", f"{found}: {why}", "nothing is wrong but speed: try its newest version")
 
 
 def check_gpus() -> Iterator[Finding]:

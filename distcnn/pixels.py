@@ -108,7 +108,7 @@ def normalise(
     shift = np.tile(np.array([255 * m for m in mean], dtype=np.float32), width)
     scale = np.tile(np.array([1 / (255 * s) for s in std], dtype=np.float32), width)
     on_host = images_NHWC.device.type == "cpu" and images_NHWC.dtype == torch.uint8 and images_NHWC.is_contiguous()
-    if on_host and height == width and n and (finish := _finish()):
+    if on_host and height == width and n and (finish := finish_kernel()):
         out = torch.empty(images_NHWC.shape)
         none = np.zeros(n, dtype=np.int64)
         top, left = (none, none) if window is None else (window.top - window.padding, window.left - window.padding)
@@ -155,7 +155,7 @@ def _finish_is_exact(finish: Kernel) -> bool:
     return True
 
 
-_finish = compiled.kernel(lambda kernels: (kernels.finish, kernels.FINISH), _finish_is_exact)
+finish_kernel = compiled.kernel(lambda kernels: (kernels.finish, kernels.FINISH), _finish_is_exact)
 
 
 def fill_boxes_(x_NCHW: torch.Tensor, boxes: NDArray[np.int64], value: float) -> None:

@@ -33,7 +33,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def test_they_are_there() -> None:
-    assert resize._upscale() is not None and pixels._finish() is not None
+    assert resize.upscale_kernel() is not None and pixels.finish_kernel() is not None
 
 
 @settings(max_examples=150, deadline=None)
@@ -47,7 +47,7 @@ def test_scaling_up_gives_torchs_bits(height: int, width: int, side: int, seed: 
     memory = np.concatenate([noise(seed + 1, start), image.reshape(-1), noise(seed + 2, 4)])
     slots = noise(seed, 2, side, side, 3)
     untouched = slots[0].copy()
-    upscale = resize._upscale()
+    upscale = resize.upscale_kernel()
     assert upscale is not None
     upscale(memory, np.array([(1, start, height, width, *box)]), slots)
     expected = np.empty((side, side, 3), dtype=np.uint8)
@@ -67,7 +67,7 @@ def test_cropping_mirroring_and_normalising_give_torchs_bits(
     window = Window(data.draw(shift), data.draw(shift), padding, reflect)
     flipped = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) if flips else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels, "_finish", lambda: None)
+        patch.setattr(pixels, "finish_kernel", lambda: None)
         expected = normalise(images, MEAN, STD, flipped, window)
         plain = normalise(images, MEAN, STD)
     found = normalise(images, MEAN, STD, flipped, window)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numba
 import pytest
 
 from distcnn import doctor
+from distcnn.data import resize
 from distcnn.doctor import Finding
 from tests.support import ROOT, command, python
 
@@ -21,6 +25,28 @@ def test_advice_belongs_to_what_is_not_ok() -> None:
     with pytest.raises(ValueError, match="advice"):
         Finding("fail", "x", "y")
     assert Finding("warn", "x", "y", "do z").line() == "warn  x            y: do z"
+
+
+def test_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = doctor.check_numba()
+    assert found.level == "ok" and found.found.startswith(numba.__version__)
+
+    def refused() -> None:
+        warnings.warn("a kernel is not used (why)", RuntimeWarning, stacklevel=2)
+
+    monkeypatch.setattr(resize, "upscale_kernel", refused)
+    (refusal,) = doctor.check_numba()
+    assert refusal.level == "warn" and "not used (why): nothing is wrong but speed" in refusal.line()
+    monkeypatch.setattr(resize, "upscale_kernel", lambda: None)
+    (silent,) = doctor.check_numba()
+    assert silent.level == "warn" and "NUMBA_DISABLE_JIT" in silent.found
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    (absent,) = doctor.check_numba()
+    assert absent.level == "warn" and "distcnn[fast]" in absent.advice
 
 
 @pytest.mark.parametrize(("processes", "cores", "level"), [(1, 1, "ok"), (8, 64, "ok"), (3, 2, "warn")])

@@ -15,7 +15,20 @@ PACKAGE = ROOT / "distcnn"
 # A module imports from its own level and those above, never from below.
 LEVELS = [
     {"errors", "files", "__init__"},
-    {"world", "config", "demands", "flags", "console", "launchers", "meeting", "site", "network", "slurm"},
+    {
+        "world",
+        "config",
+        "demands",
+        "flags",
+        "console",
+        "launchers",
+        "meeting",
+        "site",
+        "network",
+        "slurm",
+        "compiled",
+        "numba_kernels",
+    },
     {"text", "pictures", "plotting", "page"},
     {"data"},
     {

@@ -87,7 +87,7 @@ class Group:
         rows = self._rows
         self.forget()
         side = slots.shape[1]
-        upscale = _upscale()
+        upscale = upscale_kernel()
         if upscale and (up := [row for row in rows if row[6] <= side and row[7] <= side]):
             upscale(self._memory, np.array(up), slots)
             rows = [row for row in rows if row[6] > side or row[7] > side] if len(up) < len(rows) else []
@@ -107,4 +107,4 @@ def _upscale_is_exact(upscale: Kernel) -> bool:
     return np.array_equal(slots[0], slots[1])
 
 
-_upscale = compiled.kernel(lambda kernels: (kernels.upscale, kernels.UPSCALE), _upscale_is_exact)
+upscale_kernel = compiled.kernel(lambda kernels: (kernels.upscale, kernels.UPSCALE), _upscale_is_exact)

@@ -74,7 +74,7 @@ def fill_group(group: Group, sizes: list[tuple[int, int]], side: int) -> tuple[n
 def test_each_box_goes_to_its_slot(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger and smaller than the slot, and of just its size; twice, so that memory is used again."""
     if not kernel:
-        monkeypatch.setattr(resize, "_upscale", lambda: None)
+        monkeypatch.setattr(resize, "upscale_kernel", lambda: None)
     group = Group()
     for sizes in ([(20, 30), (40, 8), (24, 16), (90, 70), (1, 1)], [(200, 200), (12, 12)], [(5, 9)] * 9):
         slots, expected = fill_group(group, sizes, 16)
@@ -174,7 +174,7 @@ def test_tiles_are_the_same_without_numba(tmp_path: Path, monkeypatch: pytest.Mo
     made = []
     for kernel in (True, False):
         if not kernel:
-            monkeypatch.setattr(resize, "_upscale", lambda: None)
+            monkeypatch.setattr(resize, "upscale_kernel", lambda: None)
         slots = np.zeros((30, 24, 24, 3), dtype=np.uint8)
         Filler(reader, 1, None, True).fill(ids, reader.find(ids), slots, 3, View(24, "random-resized"))
         made.append(torch.from_numpy(slots))
