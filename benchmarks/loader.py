@@ -147,6 +147,7 @@ def ours(
     prefetch: int = 3,
     cache: bool = False,
     processes: int = 0,
+    finish: bool = True,
 ) -> Iterator[int]:
     import torch
 
@@ -166,10 +167,18 @@ def ours(
         for tiles in loader.steps(requests):
             ready = 0
             for tile in tiles:
+                if not finish:
+                    ready += len(tile.images)
+                    continue
                 x_NCHW, _ = augment(tile, device, train=True)
                 assert x_NCHW.is_contiguous(memory_format=torch.channels_last) and x_NCHW.dtype == torch.float32
                 ready += len(x_NCHW)
             yield ready
+
+
+def for_a_gpu(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
+    """uint8 tiles: a GPU crops (where that is by padding), mirrors and normalises by itself."""
+    return ours(files, root, work, threads, finish=False)
 
 
 def in_processes(files: list[Path], root: Path, work: Workload, threads: int) -> Iterator[int]:
@@ -247,6 +256,7 @@ CONTENDERS: dict[str, Contender] = {
     "ceiling, in place": ceiling_in_place,
     "distcnn": ours,
     "distcnn, processes": in_processes,
+    "distcnn, uint8": for_a_gpu,
     "distcnn, cache host": cached,
     "distcnn, stream": stream,
     "torchvision v2": torchvision_v2,
@@ -274,23 +284,29 @@ def python_time(folder: Path, work: Workload) -> None:
     import simplejpeg
     import torch
 
-    from distcnn.data.resize import resize_into
+    from distcnn.data.decode import memory
+    from distcnn.data.resize import resize_into, upscale_kernel
     from distcnn.data.views import View
 
     files = image_files(folder, min(work.limit, 5000))
     data = [path.read_bytes() for path in files]
-    memory = np.empty(4000 * 4000 * 3, dtype=np.uint8)
+    place, upscale = memory(4000 * 4000 * 3), upscale_kernel()
     shapes = np.array([simplejpeg.decode_jpeg_header(encoded)[:2] for encoded in data])
     boxes = View(work.side, "random-resized").boxes(np.arange(len(data)), *shapes.T, SEED, 0).tolist()
     slots = np.empty((len(data), work.side, work.side, 3), dtype=np.uint8)
     slots[:] = 0
+    rows = [np.array([(0, 0, *shape, *box)]) for shape, box in zip(shapes.tolist(), boxes, strict=True)]
 
     def bare() -> None:
-        for encoded, box, slot in zip(data, boxes, slots, strict=True):
+        for encoded, box, slot, row in zip(data, boxes, slots, rows, strict=True):
             if work.crop == "pad":
                 simplejpeg.decode_jpeg(encoded, "RGB", buffer=slot)
+                continue
+            pixels = simplejpeg.decode_jpeg(encoded, "RGB", buffer=place)
+            if upscale and max(box[2:]) <= work.side:
+                upscale(place, row, slot[None])
             else:
-                resize_into(slot, simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory), box)
+                resize_into(slot, pixels, box)
 
     with tempfile.TemporaryDirectory() as scratch:
         write_shards(files, Path(scratch))
