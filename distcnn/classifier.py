@@ -21,12 +21,13 @@ from torch import nn
 from distcnn import checkpoint
 from distcnn.augment import Augment
 from distcnn.checkpoint import find_checkpoint as find_checkpoint
-from distcnn.config import from_flat
+from distcnn.config import TestTimeViews, from_flat
 from distcnn.data.loader import Loader, TileRequest
 from distcnn.data.order import Ids, evaluation_tiles
 from distcnn.data.readers import FileReader, Reader
 from distcnn.data.views import View
 from distcnn.models import build_plain
+from distcnn.tta import averaged
 
 BATCH = 64
 PREFETCH = 2
@@ -92,20 +93,18 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(
-        self, reader: Reader, tiles: Sequence[tuple[int, int]], threads: int = 2, flip: bool = False
+        self, reader: Reader, tiles: Sequence[tuple[int, int]], threads: int = 2, views: TestTimeViews = "none"
     ) -> Iterator[tuple[Ids, torch.Tensor, list[str]]]:
         """(ids, (n, K) logits, why each could not be read or "") of each (start, stop) tile of a reader's ids.
 
-        With `flip` the logits are the mean over each image and its mirror image.
+        The logits are the mean over the `views` of an image, see tta.py.
         """
         loader = Loader(reader, self.view, 0, threads, PREFETCH, device=self.device)
         requests = ([TileRequest(0, number, 0, np.arange(*span))] for number, span in enumerate(tiles))
         try:
             for (tile,) in loader.steps(requests):
                 x_NCHW, _ = self.augment(tile, self.device, train=False)
-                logits_NK = self.model(x_NCHW)
-                if flip:
-                    logits_NK = (logits_NK + self.model(x_NCHW.flip(3))) / 2
+                logits_NK = averaged(self.model, x_NCHW, views)
                 reasons = {(bad.shard, bad.key): bad.reason for bad in loader.stats.bad}
                 loader.stats.bad.clear()
                 names = reader.keys(tile.request.ids) if reasons else []

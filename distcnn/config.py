@@ -20,6 +20,8 @@ from distcnn.data.order import Geometry
 from distcnn.demands import augmentation_of, demands
 from distcnn.errors import UserError, nearest
 
+TestTimeViews = Literal["none", "flip", "flip-shift"]  # see tta.py
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -162,8 +164,8 @@ class OptimConfig:
     """Largest gradient norm. 0: not clipped."""
     patience: int = 0
     """End the run after so many evaluations without a better top-1. 0: never."""
-    tta: Literal["none", "flip"] = "none"
-    """flip: evaluate the mean of each image and its mirror image."""
+    tta: TestTimeViews = "none"
+    """Evaluate the mean over views: flip: each image and its mirror image; flip-shift: also shifted, 6 views in all."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from distcnn.augment import Augment
+from distcnn.config import TestTimeViews
 from distcnn.console import Advance
 from distcnn.data.loader import Loader, TileRequest
 from distcnn.data.order import evaluation_tiles
 from distcnn.distributed import Runtime
 from distcnn.errors import DataError
 from distcnn.metrics import Evaluation, rows_of, sort_rows
+from distcnn.tta import averaged
 
 
 @torch.inference_mode()
@@ -27,12 +29,12 @@ def evaluate(
     classes: tuple[str, ...],
     advance: Advance = lambda samples, text: None,
     give_up: Callable[[], bool] = lambda: False,
-    flip: bool = False,
+    views: TestTimeViews = "none",
 ) -> Evaluation | None:
     """Evaluate an unwrapped `model` on the loader's whole split. Tile t of `tile` samples goes to rank t mod R.
 
-    No rank waits for another before the end, when the rows are gathered once. With `flip` the logits are the mean over
-    each image and its mirror image. `advance` is told of progress over all ranks. If `give_up` becomes true on any
+    No rank waits for another before the end, when the rows are gathered once. The logits are the mean over the `views`
+    of an image, see tta.py. `advance` is told of progress over all ranks. If `give_up` becomes true on any
     rank, the evaluation is abandoned by all: None. Raises DataError if a sample is unreadable or not counted exactly
     once.
     """
@@ -51,9 +53,7 @@ def evaluate(
             break
         x_NCHW, targets = augment(batch, runtime.device, train=False)
         with runtime.accelerator.autocast():
-            logits_NK = model(x_NCHW)
-            if flip:
-                logits_NK = (logits_NK + model(x_NCHW.flip(3))) / 2
+            logits_NK = averaged(model, x_NCHW, views)
         rows.append(rows_of(logits_NK, batch.request.ids, targets.labels))
         advance(min(len(batch.labels) * runtime.world.size, samples), "")
     model.train(was_training)

@@ -279,8 +279,8 @@ def evaluate_now(job: Job) -> Evaluation:
         return bool(wants_stop(job))
 
     with job.console.progress("evaluation", len(job.val_loader.reader)) as advance:
-        flip = job.config.optim.tta == "flip"
-        found = evaluate(job.runtime, model, job.val_loader, job.augment, tile, classes, advance, give_up, flip)
+        views = job.config.optim.tta
+        found = evaluate(job.runtime, model, job.val_loader, job.augment, tile, classes, advance, give_up, views)
     if found is None:
         stop_here(job)
     return found

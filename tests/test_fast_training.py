@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from distcnn import checkpoint
 from distcnn.build import make_augment, make_loader, make_loss, open_dataset
-from distcnn.config import from_flat
+from distcnn.config import TestTimeViews, from_flat
 from distcnn.data.loader import TileRequest
 from distcnn.distributed import Runtime
 from distcnn.errors import UserError
@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "airbench": {
         **{"model": "airbench", "channels": [4, 6, 6], "image_size": 16, "optimizer": "lamb", "schedule": "step"},
         **{"loss": "bce", "layer_decay": 0.7, "balance": "sqrt", "lookahead": 3},
+        **{"tta": "flip-shift"},
     },
 }
 
@@ -137,25 +138,41 @@ def test_patience_counts_evaluations(stripes_set: Path, tmp_path: Path) -> None:
     assert simulate(config, 1)["steps"] == 18
 
 
-def test_flips_are_averaged_in_the_evaluation(stripes_set: Path) -> None:
+def seen_in(image_CHW: np.ndarray, views: str) -> list[tuple[float, np.ndarray]]:
+    """The views of an image and their shares, by slicing alone; images of 8 px are shifted by one."""
+    wide = np.pad(image_CHW, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    shifts = {"none": [(1.0, 1)], "flip": [(1.0, 1)], "flip-shift": [(0.5, 1), (0.25, 0), (0.25, 2)]}[views]
+    crops = [(share, wide[:, by : by + 8, by : by + 8]) for share, by in shifts]
+    if views == "none":
+        return crops
+    return [(share / 2, crop) for share, crop in crops] + [(share / 2, crop[:, :, ::-1]) for share, crop in crops]
+
+
+@pytest.mark.parametrize("views", get_args(TestTimeViews))
+def test_views_are_averaged_in_the_evaluation(views: TestTimeViews, stripes_set: Path) -> None:
     config = from_flat({"data": str(stripes_set), "device": "cpu"})
     dataset = open_dataset(config, World())
     runtime = Runtime(config.run, World(), 1)
     model, augment = build_model(config.model, 5, 8, seed=0).eval(), make_augment(config, dataset)
-    losses = {}
-    for flip in (False, True):
-        loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
-        found = evaluate(runtime, model, loader, augment, 7, dataset.classes, flip=flip)
-        loader.close()
-        assert found is not None
-        losses[flip] = found.loss
+    loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
+    found = evaluate(runtime, model, loader, augment, 7, dataset.classes, views=views)
+    loader.close()
     loader = make_loader(config, dataset, "val", train=False, threads=1, ahead=False)
     (tile,) = next(iter(loader.steps([[TileRequest(0, 0, 0, np.arange(len(loader.reader)))]])))
     x_NCHW, targets = augment(tile, torch.device("cpu"), train=False)
+    seen = [seen_in(image_CHW, views) for image_CHW in x_NCHW.numpy()]
+    shares = [share for share, _ in seen[0]]
+    assert sum(shares) == 1 and len(shares) == {"none": 1, "flip": 2, "flip-shift": 6}[views]
     with torch.inference_mode():
-        logits_NK = (model(x_NCHW) + model(torch.flip(x_NCHW, (3,)))) / 2
+        logits_NK = sum(
+            share * model(torch.from_numpy(np.stack([image[number][1] for image in seen])))
+            for number, share in enumerate(shares)
+        )
+    assert isinstance(logits_NK, torch.Tensor) and found is not None
     wanted = torch.nn.functional.cross_entropy(logits_NK, targets.labels).item()
-    assert losses[True] == pytest.approx(wanted, rel=1e-5) and losses[False] != pytest.approx(wanted, rel=1e-5)
+    assert found.loss == pytest.approx(wanted, rel=1e-5)
+    plain = torch.nn.functional.cross_entropy(model(x_NCHW), targets.labels).item()
+    assert (views == "none") == (found.loss == pytest.approx(plain, rel=1e-4))
 
 
 def test_class_weights_come_from_the_training_split(stripes_set: Path) -> None:

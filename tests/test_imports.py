@@ -56,6 +56,7 @@ LEVELS = [
         "gauge",
         "checkpoint",
         "pretrained",
+        "tta",
         "distill",
     },
     {"distributed"},

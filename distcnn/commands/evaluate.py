@@ -1,7 +1,7 @@
 """Exact metrics of a checkpoint on a labelled split, from any number of processes; two checkpoints compared.
 
 distcnn evaluate runs/x --data data/photos --split test
-distcnn evaluate runs/x --data data/photos --compare runs/y --predictions rows.csv --tta
+distcnn evaluate runs/x --data data/photos --compare runs/y --predictions rows.csv --tta flip
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
+from distcnn.config import TestTimeViews
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Options:
     """A second checkpoint: its metrics, too, and McNemar's test of the difference."""
     ema: bool = True
     """Use the averaged weights where there are any."""
-    tta: bool = False
-    """Average the logits over each image and its mirror image."""
+    tta: TestTimeViews = "none"
+    """Average the logits: flip: over each image and its mirror image; flip-shift: also shifted, 6 views in all."""
     output: Path | None = None
     """Write all metrics to this JSON file."""
     predictions: Path | None = None

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import tyro
 
+from distcnn.config import TestTimeViews
+
 
 @dataclass(frozen=True)
 class Options:
@@ -36,8 +38,8 @@ class Options:
     """Data set: which split."""
     ema: bool = True
     """Use the averaged weights where there are any."""
-    tta: bool = False
-    """Average over each image and its mirror image."""
+    tta: TestTimeViews = "none"
+    """Average over views: flip: each image and its mirror image; flip-shift: also shifted, 6 views in all."""
     threads: int = 2
     """Threads that read and decode, per process."""
 

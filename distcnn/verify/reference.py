@@ -148,9 +148,9 @@ class Reference:
             request = TileRequest(0, 0, 0, np.array([sample]))
             tile = next(iter(self._val.steps([[request]])))[0]
             x_NCHW, targets = self._augment(tile, torch.device("cpu"), train=False)
-            logits_NK = self._forward(x_NCHW)
-            if self.config.optim.tta == "flip":
-                logits_NK = (logits_NK + self._forward(x_NCHW.flip(3))) / 2
+            logits_NK = torch.zeros(1, self._classes)
+            for share, view_NCHW in _views(x_NCHW, self.config.optim.tta):
+                logits_NK += share * self._forward(view_NCHW)
             confusion[int(tile.labels[0]), int(logits_NK.argmax())] += 1
             losses.append(float(_plain_loss(logits_NK, targets, OptimConfig(), torch.ones(self._classes))))
         return confusion, math.fsum(losses) / max(len(losses), 1)
@@ -164,6 +164,19 @@ class Reference:
             made.append(self._augment(tile, torch.device("cpu"), train=True)[0].clone())
         loader.close()
         return made
+
+
+def _views(x_NCHW: torch.Tensor, kind: str) -> list[tuple[float, torch.Tensor]]:
+    """What evaluation looks at, and how much each view counts."""
+    if kind == "none":
+        return [(1.0, x_NCHW)]
+    views = [(1.0, x_NCHW)]
+    if kind == "flip-shift":
+        shift = max(x_NCHW.shape[2] // 32, 1)
+        image_CHW = np.pad(x_NCHW[0].numpy(), ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
+        corner, far = image_CHW[None, :, : -2 * shift, : -2 * shift], image_CHW[None, :, 2 * shift :, 2 * shift :]
+        views = [(0.5, x_NCHW), (0.25, torch.from_numpy(corner)), (0.25, torch.from_numpy(far))]
+    return [(share / 2, seen) for share, view in views for seen in (view, view.flip(3))]
 
 
 def shard_counts(dataset: Dataset, split: str) -> Ids:
