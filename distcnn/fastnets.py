@@ -26,10 +26,14 @@ WHITENED_MOST = 24  # patterns that a whitening layer keeps
 
 @dataclass(frozen=True)
 class Rate:
-    """How a parameter differs in its learning rate: a factor, and the share of the run's steps in which it learns."""
+    """How a parameter is trained: a factor of its learning rate, and the share of the run's steps in which it learns.
+
+    unit: filters whose length does not matter, since batch norm follows; Muon keeps them at a mean square of 1.
+    """
 
     factor: float = 1.0
     share: float = 1.0
+    unit: bool = False
 
 
 def first_stride(size: int) -> int:
@@ -151,7 +155,8 @@ class Airbench(nn.Module):
 
     def rates(self) -> dict[str, Rate]:
         """Of some parameters by name: the whitening layer's bias learns in the first three of eight epochs."""
-        return {"whiten.bias": Rate(share=3 / 8)}
+        filters = {f"layers.{name}": Rate(unit=True) for name, p in self.layers.named_parameters() if p.ndim == 4}
+        return {"whiten.bias": Rate(share=3 / 8), **filters}
 
 
 def _channels(config: ModelConfig, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -74,7 +74,9 @@ class Muon(_Skipping):
 
     The update of a filter bank, seen as a matrix of a row a filter, is its Nesterov momentum orthogonalised, times 0.2
     and the root of the longer side, which gives it the size of AdamW's updates: both take the same learning rate and
-    weight decay (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025).
+    weight decay (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025). Filters of groups with
+    `unit=True` do not decay: before each step a bank is scaled so that their mean square length is 1, as
+    airbench94_muon.py does it (Jordan, 2024).
     """
 
     def __init__(self, groups: Any, lr: float, momentum: float = 0.95) -> None:
@@ -108,7 +110,10 @@ class Muon(_Skipping):
             updates = orthogonalised(torch.stack([rows_RC.float() for _, rows_RC in members])) * scale
             for (p, _), update_RC in zip(members, updates, strict=True):
                 outputs, inputs, height, width = p.shape
-                p.mul_(1 - group["lr"] * group["weight_decay"] * go)
+                if group.get("unit"):  # groups of older checkpoints do not say
+                    p.mul_(torch.where(go > 0, outputs**0.5 / torch.linalg.vector_norm(p).clamp(min=1e-20), 1.0))
+                else:
+                    p.mul_(1 - group["lr"] * group["weight_decay"] * go)
                 p.sub_(update_RC.view(outputs, height, width, inputs).permute(0, 3, 1, 2))
 
     def _adamw_step(self, group: dict[str, Any], params: Tensors) -> None:

@@ -40,16 +40,19 @@ def _groups(config: OptimConfig, model: nn.Module) -> Iterator[dict[str, Any]]:
     special: dict[str, Rate] = getattr(model, "rates", dict)()
     behind = blocks_behind(model) if config.layer_decay < 1 else {}
     filters = _filters(model) if config.optimizer == "muon" else frozenset()
-    alike: dict[tuple[bool, float, float, float], list[nn.Parameter]] = {}
+    alike: dict[tuple[bool, bool, float, float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             rate = special.get(name, Rate())
             factor = rate.factor * config.layer_decay ** behind.get(name, 0)
             decay = config.weight_decay if p.ndim > 1 else 0.0
-            alike.setdefault((name in filters, decay, factor, rate.share), []).append(p)
-    for (orthogonal, decay, factor, share), params in sorted(alike.items(), key=lambda item: item[0], reverse=True):
+            unit = rate.unit and name in filters
+            alike.setdefault((name in filters, unit, decay, factor, rate.share), []).append(p)
+    for (orthogonal, unit, decay, factor, share), params in sorted(
+        alike.items(), key=lambda item: item[0], reverse=True
+    ):
         group = {"params": params, "weight_decay": decay, "rate_factor": factor, "rate_share": share}
-        yield group | {"orthogonal": True} if orthogonal else group
+        yield group | {"orthogonal": True, "unit": unit} if orthogonal else group
 
 
 def _filters(model: nn.Module) -> frozenset[str]:

@@ -67,6 +67,41 @@ def test_muon_takes_the_filters_and_adamw_the_rest() -> None:
             assert torch.equal(p, other), name
 
 
+def airbench(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network whose filters Muon keeps at their length, with gradients, and its optimizer."""
+    model = build_model(ModelConfig(model="airbench", channels=(4, 6, 6)), 3, 16, seed=0)
+    torch.manual_seed(1)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.mul_(1 + 3 * torch.rand(()))
+            p.grad = torch.randn_like(p)
+    return model, build_optimizer(OptimConfig(optimizer="muon", lr=lr, weight_decay=0.5, momentum=0.9), model)
+
+
+def test_filters_before_batch_norm_keep_their_length() -> None:
+    model, optimizer = airbench()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    filters = [name for name, p in model.named_parameters() if p.ndim == 4 and p.requires_grad]
+    assert len(filters) == 6
+    for name, p in model.named_parameters():
+        if name in filters:
+            assert p.grad is not None
+            gradient = p.grad.reshape(len(p), -1)
+            wanted = plainly(gradient * (1 - 0.9) * 0.9 + gradient * (1 - 0.9)).reshape(p.shape)
+            unit = before[name].double() * math.sqrt(len(p)) / before[name].double().norm()
+            scale = 0.1 * 0.2 * math.sqrt(max(gradient.shape))
+            assert torch.allclose(p.double(), unit - scale * wanted, atol=1e-5), name
+
+
+def test_a_step_that_is_left_out_leaves_them_as_they_are() -> None:
+    model, optimizer = airbench()
+    before = [p.detach().clone() for p in model.parameters()]
+    skip_unless(optimizer, torch.tensor(False))
+    optimizer.step()
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+
+
 def test_grouped_convolutions_and_heads_are_not_for_muon() -> None:
     model = build_model(ModelConfig(model="mobilenet_v3_small"), 3, 64, seed=0)
     filters = {
