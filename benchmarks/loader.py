@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,28 +276,22 @@ def compare(folder: Path, work: Workload, runs: int, seconds: float, threads: in
     report(f"{folder.name}: {len(files)} images, {shape}", results, "ceiling")
 
 
-def python_time(folder: Path, work: Workload) -> None:
-    """Processor time of one thread: all of it, and that of a loop that decodes and scales and does nothing else."""
-    import cProfile
-    import pstats
-
+def bare_loop(files: list[Path], work: Workload) -> Callable[[], None]:
+    """What decodes and scales the images, from memory and in one thread, and does nothing else."""
     import simplejpeg
-    import torch
 
     from distcnn.data.decode import memory
     from distcnn.data.resize import resize_into, upscale_kernel
     from distcnn.data.views import View
 
-    files = image_files(folder, min(work.limit, 5000))
     data = [path.read_bytes() for path in files]
     place, upscale = memory(4000 * 4000 * 3), upscale_kernel()
     shapes = np.array([simplejpeg.decode_jpeg_header(encoded)[:2] for encoded in data])
     boxes = View(work.side, "random-resized").boxes(np.arange(len(data)), *shapes.T, SEED, 0).tolist()
-    slots = np.empty((len(data), work.side, work.side, 3), dtype=np.uint8)
-    slots[:] = 0
     rows = [np.array([(0, 0, *shape, *box)]) for shape, box in zip(shapes.tolist(), boxes, strict=True)]
+    slots = np.full((len(data), work.side, work.side, 3), 0, dtype=np.uint8)
 
-    def bare() -> None:
+    def loop() -> None:
         for encoded, box, slot, row in zip(data, boxes, slots, rows, strict=True):
             if work.crop == "pad":
                 simplejpeg.decode_jpeg(encoded, "RGB", buffer=slot)
@@ -308,6 +302,16 @@ def python_time(folder: Path, work: Workload) -> None:
             else:
                 resize_into(slot, pixels, box)
 
+    return loop
+
+
+def python_time(folder: Path, work: Workload) -> None:
+    """Processor time of one thread: all of it, and that of the bare loop."""
+    import cProfile
+    import pstats
+
+    files = image_files(folder, min(work.limit, 5000))
+    bare = bare_loop(files, work)
     with tempfile.TemporaryDirectory() as scratch:
         write_shards(files, Path(scratch))
         batches = ours(files, Path(scratch), work, threads=1, prefetch=0)
@@ -326,9 +330,9 @@ def python_time(folder: Path, work: Workload) -> None:
                 run()
                 seconds.append((time.process_time() - before) / len(files) * 1e6)
             rounds.append(seconds)
-        all_of_it, bare_loop = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"\n{folder.name}: {all_of_it:.1f} us an image; decoding and scaling alone {bare_loop:.1f} us;")
-        print(f"the rest (order, read, boxes, crop, flip, normalise, Python) {all_of_it - bare_loop:.1f} us")
+        all_of_it, decoding = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"\n{folder.name}: {all_of_it:.1f} us an image; decoding and scaling alone {decoding:.1f} us;")
+        print(f"the rest (order, read, boxes, crop, flip, normalise, Python) {all_of_it - decoding:.1f} us")
         profile = cProfile.Profile()
         profile.enable()
         whole()
@@ -336,7 +340,6 @@ def python_time(folder: Path, work: Workload) -> None:
         text = io.StringIO()
         pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(14)
         print("\n".join(line for line in text.getvalue().splitlines()[6:] if line.strip()))
-        assert torch.get_num_threads() == 1
 
 
 def main() -> int:
