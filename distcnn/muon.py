@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+UNIT_STEP = 9.6  # airbench94's rate of 0.24, where AdamW's is 0.025
 ADAM_EPSILON, LAMB_EPSILON = 1e-8, 1e-6
 
 Tensors = list[torch.Tensor]
@@ -74,9 +75,10 @@ class Muon(_Skipping):
 
     The update of a filter bank, seen as a matrix of a row a filter, is its Nesterov momentum orthogonalised, times 0.2
     and the root of the longer side, which gives it the size of AdamW's updates: both take the same learning rate and
-    weight decay (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025). Filters of groups with
-    `unit=True` do not decay: before each step a bank is scaled so that their mean square length is 1, as
-    airbench94_muon.py does it (Jordan, 2024).
+    weight decay (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025). Groups with `unit=True` are
+    trained as airbench94_muon.py does it (Jordan, 2024): instead of decaying, a bank is scaled before each step so that
+    the mean square length of its filters is 1, and the orthogonalised momentum is taken `UNIT_STEP` times the learning
+    rate, whatever the bank's shape.
     """
 
     def __init__(self, groups: Any, lr: float, momentum: float = 0.95) -> None:
@@ -106,11 +108,12 @@ class Muon(_Skipping):
             rows_RC = ahead.permute(0, 2, 3, 1).reshape(len(ahead), -1)
             alike[rows_RC.shape[0], rows_RC.shape[1]].append((p, rows_RC))
         for (rows, columns), members in alike.items():
-            scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"] * go
+            unit = group.get("unit", False)  # groups of older checkpoints do not say
+            scale = (UNIT_STEP if unit else 0.2 * max(rows, columns) ** 0.5) * group["lr"] * go
             updates = orthogonalised(torch.stack([rows_RC.float() for _, rows_RC in members])) * scale
             for (p, _), update_RC in zip(members, updates, strict=True):
                 outputs, inputs, height, width = p.shape
-                if group.get("unit"):  # groups of older checkpoints do not say
+                if unit:
                     p.mul_(torch.where(go > 0, outputs**0.5 / torch.linalg.vector_norm(p).clamp(min=1e-20), 1.0))
                 else:
                     p.mul_(1 - group["lr"] * group["weight_decay"] * go)
