@@ -80,7 +80,8 @@ def jpeg_shape(data: bytes, said: tuple[int, int] = (0, 0)) -> tuple[int, int] |
 
     said: what the index says, which saves time where the header says the same.
     """
-    if said != (0, 0) and data.find(plain_header(*said), 0, HEADER_BYTES) >= 0 and data.startswith(JPEG_MAGIC):
+    possible = min(said) > 0 and max(said) < 1 << 16 and said[0] * said[1] <= MAX_PIXELS
+    if possible and data.startswith(JPEG_MAGIC) and data.find(plain_header(*said), 0, HEADER_BYTES) >= 0:
         return said
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)

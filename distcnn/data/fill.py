@@ -172,16 +172,13 @@ class Filler:
                 if isinstance(source, bytes):
                     try:
                         sources[place] = source = decode(source)
-                        self._keep(int(ids[place]), source)
+                        if self.cache is not None:
+                            self.cache.put(int(ids[place]), source)
                     except DecodeError as error:
                         sources[place] = source = str(error)
                 shape = (1, 1) if isinstance(source, str) else (source.shape[0], source.shape[1])
             shapes.append(shape)
         return shapes
-
-    def _keep(self, sample: int, pixels: Pixels) -> None:
-        if self.cache is not None:
-            self.cache.put(sample, pixels)
 
     def _give_up(self, ids: Ids, place: int, slot: Pixels, reason: str, filled: Filled) -> None:
         slot[:] = 0

@@ -13,7 +13,7 @@ from shard_files import encode, jpg, picture
 from split_files import make_reader
 
 from distcnn.data import resize
-from distcnn.data.decode import ALIGNED, OFF, decode, decode_reduced, memory, offset, plain_header
+from distcnn.data.decode import ALIGNED, OFF, decode, decode_reduced, jpeg_shape, memory, offset, plain_header
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.resize import GROUP_BYTES, Group, resize_into
 from distcnn.data.shards import SplitReader
@@ -33,7 +33,7 @@ def test_images_begin_off_the_multiples(start: int) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_so_does_all_that_is_decoded_into(shared: bool) -> None:
-    assert [address(memory(values)) for values in (0, 1, 3072, 10**6)] == [OFF] * 4
+    assert [address(memory(values)) for values in (1, 3072, 10**6)] == [OFF] * 3
     buffer = Upload(CPU, 1, shared).buffer(5, 32)
     assert address(buffer.pixels) == OFF and buffer.images.is_contiguous()
     assert buffer.images.shape == (5, 32, 32, 3)
@@ -153,6 +153,14 @@ def test_a_file_with_two_headers_is_reported(tmp_path: Path) -> None:
     slots, filled = filled_with(tmp_path, [jpg(1, 40, 48), data[:2] + comment + data[2:]], 30, True)
     assert [place for place, _ in filled.bad] == [1] and not slots[1].any()
     assert filled.bad[0][1].reason == "its header says 48x40 pixels, but there are others"
+
+
+@pytest.mark.parametrize("said", [(60_000, 60_000), (40, 0), (-40, -48), (40 + (1 << 16), 48)])
+def test_a_size_that_cannot_be_is_not_believed(said: tuple[int, int]) -> None:
+    """Such an index would otherwise make the loader ask for so much memory."""
+    data, header = jpg(2, 40, 48), plain_header(*said)
+    comment = b"\xff\xfe" + (len(header) + 2).to_bytes(2) + header
+    assert jpeg_shape(data[:2] + comment + data[2:], said) == (40, 48)
 
 
 def test_sizes_that_the_index_does_not_have_are_looked_up(tmp_path: Path) -> None:
