@@ -109,7 +109,7 @@ def normalise(
     scale = np.tile(np.array([1 / (255 * s) for s in std], dtype=np.float32), width)
     on_host = images_NHWC.device.type == "cpu" and images_NHWC.dtype == torch.uint8 and images_NHWC.is_contiguous()
     if on_host and height == width and n and (finish := finish_kernel()):
-        out = torch.empty(images_NHWC.shape)
+        out = torch.empty(images_NHWC.shape, dtype=torch.float32)
         none = np.zeros(n, dtype=np.int64)
         top, left = (none, none) if window is None else (window.top - window.padding, window.left - window.padding)
         turned = np.zeros(n, dtype=np.bool_) if flipped is None else flipped
@@ -144,7 +144,7 @@ def _finish_is_exact(finish: Kernel) -> bool:
     images = torch.from_numpy(values.astype(np.uint8)).view(n, side, side, 3)
     shift, scale = ((values[: side * 3] % 1009).astype(np.float32) / np.float32(divisor) for divisor in (3, 70))
     flipped = np.arange(n) % 2 == 1
-    out = torch.empty(images.shape)
+    out = torch.empty(images.shape, dtype=torch.float32)
     for padding, reflect in ((0, False), (3, False), (2, True)):
         window = Window(np.arange(n) % (2 * padding + 1), np.arange(n) // 2 % (2 * padding + 1), padding, reflect)
         corner = window.top - padding, window.left - padding

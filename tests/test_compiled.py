@@ -75,6 +75,17 @@ def test_cropping_mirroring_and_normalising_give_torchs_bits(
     assert torch.equal(normalise(images, MEAN, STD), plain)
 
 
+def test_inputs_are_float32_whatever_torchs_default_is() -> None:
+    images = torch.from_numpy(noise(1, 3, 8, 8, 3))
+    before = normalise(images, MEAN, STD)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = normalise(images, MEAN, STD)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, before)
+
+
 CHECKED = """
 import numpy as np
 from distcnn import numba_kernels as k
