@@ -52,10 +52,10 @@ def run_beside(server: Server, words: list[str | Path], folder: Path) -> tuple[f
     [
         ("fails", "fails", "W&B does not answer ("),
         ("hangs", "hangs", "W&B does not answer ("),
-        ("drops", "drops", "W&B does not answer ("),
-        ("well", "fails", "W&B did not finish within 20 s; "),
+        pytest.param("drops", "drops", "W&B does not answer (", marks=pytest.mark.long),
+        pytest.param("well", "fails", "W&B did not finish within 20 s; ", marks=pytest.mark.long),
         ("well", "hangs", "W&B did not finish within 20 s; "),
-        ("well", "drops", "W&B did not finish within 20 s; "),
+        pytest.param("well", "drops", "W&B did not finish within 20 s; ", marks=pytest.mark.long),
     ],
 )
 def test_trouble(how: How, streaming: How, says: str, stripes_set: Path, tmp_path: Path) -> None:
