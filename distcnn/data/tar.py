@@ -104,7 +104,7 @@ def members_from(read: ReadAt, total: int, name: str) -> Iterator[Member]:
             size = _pax_number(override.get("size", common.get("size", "")), offset, name)
         if override:
             override = {}
-        if kind == _DIRECTORY or (kind == 0 and path.endswith("/")):
+        if kind == _DIRECTORY or (kind == 0 and _name(header).endswith("/")):
             offset = data  # whatever its size field says, a directory has no data
             continue
         if kind not in _REGULAR:
@@ -203,7 +203,8 @@ def _pax_records(body: bytes, offset: int, name: str) -> dict[str, str]:
         if key.startswith(b"GNU.sparse"):
             raise DataError(f"shard {name} holds a sparse file (byte {offset}): write it again without --sparse")
         if key in _USED_RECORDS:
-            records[key.decode()] = value.decode("utf-8", "surrogateescape")
+            # a file's path does not end with a slash; tarfile, too, takes it away
+            records[key.decode()] = value.decode("utf-8", "surrogateescape").rstrip("/")
         at = end
     return records
 

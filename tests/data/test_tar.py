@@ -67,6 +67,7 @@ archives = st.lists(st.tuples(names, st.binary(max_size=1500)), max_size=8)
 @given(archives, st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]), st.booleans())
 @example([("a" * 101 + ".jpg", b"x"), ("d/" * 60 + "b.jpg", b"")], tarfile.GNU_FORMAT, False)
 @example([("p/" * 70 + "b" * 80, b"x" * 512)], tarfile.USTAR_FORMAT, False)
+@example([("\x80/", b"")], tarfile.PAX_FORMAT, False)
 @example([("x=y\n7 path=z", b"1"), ("é/日本.jpg", b"2"), (" ", b"")], tarfile.PAX_FORMAT, True)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_agrees_with_tarfile(members: list[tuple[str, bytes]], form: int, float_time: bool) -> None:
