@@ -167,5 +167,6 @@ def test_threads_that_ask_at_once_get_one_and_the_same() -> None:
 
 def test_the_kernels_need_no_interpreter() -> None:
     """Object mode would be as slow as Python, and hold its lock."""
+    assert resize.upscale_kernel() is numba_kernels.upscale and pixels.finish_kernel() is numba_kernels.finish
     for kernel in (numba_kernels.upscale, numba_kernels.finish):
         assert kernel.targetoptions["nogil"] and kernel.nopython_signatures

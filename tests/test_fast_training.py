@@ -21,6 +21,8 @@ from distcnn.job import Job
 from distcnn.models import build_model
 from distcnn.runfolder import METRICS, read_rows
 from distcnn.train import train
+from distcnn.tta import averaged
+from distcnn.verify import reference
 from distcnn.world import World
 from tests.harness import Trace, simulate, small_config, trace_of
 from tests.test_train import Crash, crash_at
@@ -173,6 +175,21 @@ def test_views_are_averaged_in_the_evaluation(views: TestTimeViews, stripes_set:
     assert found.loss == pytest.approx(wanted, rel=1e-5)
     plain = torch.nn.functional.cross_entropy(model(x_NCHW), targets.labels).item()
     assert (views == "none") == (found.loss == pytest.approx(plain, rel=1e-4))
+
+
+@pytest.mark.parametrize("views", get_args(TestTimeViews))
+@pytest.mark.parametrize("side", [8, 33, 64])
+def test_the_reference_of_verify_takes_the_same_views(views: TestTimeViews, side: int) -> None:
+    """It lays them out by other means; images of 64 px are shifted by two."""
+    torch.manual_seed(side)
+    x_NCHW = torch.randn(1, 3, side, side)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.GELU(), torch.nn.AdaptiveMaxPool2d(2))
+    with torch.inference_mode():
+        wanted = averaged(model, x_NCHW, views)
+        seen = reference._views(x_NCHW, views)
+        found = sum(share * model(view_NCHW) for share, view_NCHW in seen)
+    assert isinstance(found, torch.Tensor) and sum(share for share, _ in seen) == 1
+    assert torch.allclose(found, wanted, atol=1e-6)
 
 
 def test_class_weights_come_from_the_training_split(stripes_set: Path) -> None:

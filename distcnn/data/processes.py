@@ -1,9 +1,9 @@
 """Filling slots in processes instead of threads: nobody waits for the interpreter's lock.
 
 Between reading, decoding and scaling an image Python holds the lock for a few microseconds, and whoever wants it
-meanwhile is put to sleep. Two processes make 1.4 times as many images of 32 px ready as two threads, 1.1 times at 128
-px (benchmarks/LOG.md). Pixels are written straight into the loader's buffers, which the processes map; what is sent to
-and fro is where samples lie.
+meanwhile is put to sleep. Two processes make 1.2 to 1.6 times as many images of 32 px ready as two threads, and as many
+at 128 px (benchmarks/LOG.md). Pixels are written straight into the loader's buffers, which the processes map; what is
+sent to and fro is where samples lie.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def _pax_records(body: bytes, offset: int, name: str) -> dict[str, str]:
         if key.startswith(b"GNU.sparse"):
             raise DataError(f"shard {name} holds a sparse file (byte {offset}): write it again without --sparse")
         if key in _USED_RECORDS:
-            # a file's path does not end with a slash; tarfile, too, takes it away
-            records[key.decode()] = value.decode("utf-8", "surrogateescape").rstrip("/")
+            text = value.decode("utf-8", "surrogateescape")
+            records[key.decode()] = text.rstrip("/") if key == b"path" else text  # as tarfile does it
         at = end
     return records
 
