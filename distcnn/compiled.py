@@ -14,8 +14,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-Kernel = Callable[..., None]
-_lock = threading.Lock()
+Kernel = Callable[..., Any]
+_lock = threading.RLock()  # whether one kernel is exact may be found with another
 
 
 def kernel(

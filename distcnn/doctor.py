@@ -63,6 +63,7 @@ def examine(question: Question) -> Iterator[Finding]:
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_versions,
         check_numba,
+        check_turbojpeg,
         check_gpus,
         lambda: check_cores(question.processes, len(os.sched_getaffinity(0))),
         lambda: check_shared_memory(question.processes, Path("/dev/shm")),
@@ -117,6 +118,23 @@ def check_numba() -> Iterator[Finding]:
     else:
         why = str(said[-1].message) if said else "NUMBA_DISABLE_JIT is set"
         yield Finding("warn", "numba", f"{found}: {why}", "nothing is wrong but speed: try its newest version")
+
+
+def check_turbojpeg() -> Iterator[Finding]:
+    """Whether JPEG files can be decoded without the interpreter."""
+    from distcnn.data import turbojpeg
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found, usable = turbojpeg.library(), turbojpeg.make_decoder() is not None
+    if usable:
+        yield Finding("ok", "libturbojpeg", "its pixels are those of simplejpeg")
+    elif found is None:
+        advice = "apt-get install libturbojpeg0, or conda install libjpeg-turbo: small images load up to twice as fast"
+        yield Finding("warn", "libturbojpeg", f"there is no {turbojpeg.SONAME}", advice)
+    else:
+        why = str(said[-1].message) if said else "is there, but Numba is not"
+        yield Finding("warn", "libturbojpeg", why, "nothing is wrong but speed: see numba above")
 
 
 def check_gpus() -> Iterator[Finding]:

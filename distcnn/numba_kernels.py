@@ -7,8 +7,10 @@ Indices are unsigned and every sum is cast to 32 bit, since otherwise Numba chec
 computes in 64 bit, and LLVM finds nothing to vectorise.
 """
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 i4, f4, u8 = np.int32, np.float32, np.uint64
 ONE, TWO, THREE = u8(1), u8(2), u8(3)
@@ -17,6 +19,15 @@ UPSCALE = "(uint8[::1], int64[:, ::1], uint8[:, :, :, ::1])"
 FINISH = (
     "(uint8[:, :, :, ::1], int64[::1], int64[::1], boolean, boolean[::1], float32[::1], float32[::1],"
     " float32[:, :, :, ::1])"
+)
+READ_FILES = "(int64[:, ::1], uint8[::1])"
+FILL_SLOTS = "(intp, int64[:, ::1], uint8[::1], uint8[::1], uint8[:, :, :, ::1], boolean[::1])"
+
+# Functions in C, by name; `distcnn.data.turbojpeg` says where libturbojpeg's is. Pointers are passed as numbers.
+_pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.uint64, types.int64))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+_decompress: Any = types.ExternalFunction(
+    "tjDecompress2", types.int32(types.intp, types.intp, types.uint64, types.intp, *[types.int32] * 5)
 )
 
 
@@ -151,3 +162,87 @@ def finish(images, top, left, reflect, flipped, shift, scale, out):
             for j in range(values):
                 target[o + j] = (f4(row[j]) - shift[j]) * scale[j]
             o += values
+
+
+FILE, OFFSET, SIZE, AT, HEIGHT, WIDTH = range(6)  # columns of what `read_files` and `fill_slots` take
+SLOT, TOP, LEFT, HIGH, WIDE = range(6, 11)  # those that only `fill_slots` takes
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def read_files(rows, encoded):
+    """Read files into `encoded` (bytes,), and the sizes of the images in those that are plain JPEG.
+
+    rows (n, 11): FILE descriptor, OFFSET and SIZE in bytes, AT which place of `encoded`; HEIGHT and WIDTH in pixels are
+    written, 0 for all other files and those that cannot be read whole.
+    """
+    for k in range(len(rows)):
+        row = rows[k]
+        row[HEIGHT] = row[WIDTH] = 0
+        at, size = row[AT], row[SIZE]
+        if at < 0 or size < 1 or at + size > len(encoded):
+            continue
+        if _pread(row[FILE], encoded.ctypes.data + at, size, row[OFFSET]) == size:
+            row[HEIGHT], row[WIDTH] = _plain_size(encoded[at : at + size])
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _plain_size(data):
+    """(height, width) in a baseline JPEG's frame header (ITU-T T.81, B.2.2) of three components of 8 bit, else zeros.
+
+    The first component (brightness) has the full resolution, the others that, or half of it across or both ways.
+    """
+    if len(data) < 2 or data[0] != 0xFF or data[1] != 0xD8:
+        return 0, 0
+    at = 2
+    while at + 19 <= len(data):  # so long is the header, and there are no pixels before it
+        marker, length = data[at + 1], (data[at + 2] << 8) | data[at + 3]
+        if data[at] != 0xFF:
+            return 0, 0
+        if marker == 0xC0:
+            sampling = data[at + 11]
+            plain = length == 17 and data[at + 4] == 8 and data[at + 9] == 3
+            plain &= sampling == 0x11 or sampling == 0x21 or sampling == 0x22
+            if plain and data[at + 14] == 0x11 and data[at + 17] == 0x11:
+                return (data[at + 5] << 8) | data[at + 6], (data[at + 7] << 8) | data[at + 8]
+            return 0, 0
+        # tables, restart interval, application segments and comments come before it
+        if not (marker == 0xC4 or marker == 0xDB or marker == 0xDD or 0xE0 <= marker <= 0xEF or marker == 0xFE):
+            return 0, 0
+        at += 2 + length
+    return 0, 0
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def fill_slots(decoder, rows, encoded, pixels, slots, done):
+    """Decode images that `read_files` has read, and scale a box of each up into its SLOT of `slots` (n, S, S, 3).
+
+    decoder: a handle of TurboJPEG's. rows (m, 11): of the box TOP, LEFT, and height and width, HIGH and WIDE, 1 .. S.
+    pixels (bytes,): room for the largest image and four bytes more. done (m,): set to whether the slot was filled, and
+    the library has not complained. Returns the nanoseconds that scaling took.
+    """
+    monotonic, clock = 1, np.empty((2, 2), np.int64)  # before and after, in seconds and nanoseconds
+    scaling = 0
+    side = slots.shape[1]
+    for k in range(len(rows)):
+        row = rows[k]
+        done[k] = False
+        at, size, height, width, top, left = row[AT], row[SIZE], row[HEIGHT], row[WIDTH], row[TOP], row[LEFT]
+        high, wide, values = row[HIGH], row[WIDE], height * width * 3
+        if at < 0 or size < 1 or at + size > len(encoded) or not 0 <= row[SLOT] < len(slots):
+            continue
+        if top < 0 or high < 1 or high > side or top + high > height or values + 4 > len(pixels):
+            continue
+        if left < 0 or wide < 1 or wide > side or left + wide > width:
+            continue
+        slot = slots[row[SLOT]]
+        straight = high == height and wide == width and high == side and wide == side
+        target = slot.ctypes.data if straight else pixels.ctypes.data
+        if _decompress(decoder, encoded.ctypes.data + at, size, target, width, 0, height, 0, 0) != 0:
+            continue
+        if not straight:
+            _clock_gettime(monotonic, clock[0].ctypes.data)
+            _upscale(pixels, (top * width + left) * 3, width * 3, high, wide, slot)
+            _clock_gettime(monotonic, clock[1].ctypes.data)
+            scaling += (clock[1, 0] - clock[0, 0]) * 1_000_000_000 + clock[1, 1] - clock[0, 1]
+        done[k] = True
+    return scaling

@@ -10,7 +10,7 @@ import numba
 import pytest
 
 from distcnn import doctor
-from distcnn.data import resize
+from distcnn.data import resize, turbojpeg
 from distcnn.doctor import Finding
 from tests.support import ROOT, command, python
 
@@ -47,6 +47,26 @@ def test_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", version)
     (absent,) = doctor.check_numba()
     assert absent.level == "warn" and "distcnn[fast]" in absent.advice
+
+
+def test_turbojpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    if turbojpeg.library() is not None:
+        (found,) = doctor.check_turbojpeg()
+        assert found.level == "ok"
+    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    (absent,) = doctor.check_turbojpeg()
+    assert absent.level == "warn" and "apt-get install libturbojpeg0" in absent.advice
+    monkeypatch.setattr(turbojpeg, "library", lambda: object())
+    monkeypatch.setattr(turbojpeg, "make_decoder", lambda: None)
+    (silent,) = doctor.check_turbojpeg()
+    assert silent.level == "warn" and "Numba is not" in silent.found
+
+    def refused() -> None:
+        warnings.warn("a kernel is not used (why)", RuntimeWarning, stacklevel=2)
+
+    monkeypatch.setattr(turbojpeg, "make_decoder", refused)
+    (refusal,) = doctor.check_turbojpeg()
+    assert "not used (why): nothing is wrong but speed" in refusal.line()
 
 
 @pytest.mark.parametrize(("processes", "cores", "level"), [(1, 1, "ok"), (8, 64, "ok"), (3, 2, "warn")])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distcnn.data.cache import PixelCache
 from distcnn.data.decode import (
@@ -24,7 +26,8 @@ from distcnn.data.decode import (
 from distcnn.data.order import Ids
 from distcnn.data.readers import Reader
 from distcnn.data.resize import Group, resize_into
-from distcnn.data.shards import Found
+from distcnn.data.shards import Found, SplitReader
+from distcnn.data.turbojpeg import make_decoder
 from distcnn.data.views import View, reduction
 from distcnn.errors import DataError
 
@@ -54,6 +57,7 @@ class Filled:
 class _PerThread(threading.local):
     def __init__(self) -> None:
         self.group = Group()
+        self.decoder = make_decoder()
 
 
 class Filler:
@@ -75,16 +79,50 @@ class Filler:
         if self.cache is not None and cached is not None and cached.all() and as_they_are:
             self.cache.take(ids, slots)
             return filled
-        started = _clock()
-        sources = self._read(ids, found, cached)
-        filled.read_seconds = _clock() - started
-        if view.kind == "none":
-            self._fill_whole(ids, sources, slots, filled)
-        else:
-            self._fill_boxes(ids, found, sources, slots, epoch, view, filled)
+        places: Sequence[int] = range(len(ids))
+        if self.cache is None:
+            left = np.flatnonzero(~self._fill_plain(ids, found, slots, epoch, view, filled))
+            ids, found, places = ids[left], found.part(left), left.tolist()
+        if len(ids):
+            started = _clock()
+            sources = self._read(ids, found, cached)
+            filled.read_seconds += _clock() - started
+            if view.kind == "none":
+                self._fill_whole(ids, sources, slots, places, filled)
+            else:
+                self._fill_boxes(ids, found, sources, slots, places, epoch, view, filled)
         return filled
 
-    def _read(self, ids: Ids, found: Found, cached: np.ndarray[tuple[int], np.dtype[np.bool_]] | None) -> list[_Source]:
+    def _fill_plain(
+        self, ids: Ids, found: Found, slots: Pixels, epoch: int, view: View, filled: Filled
+    ) -> NDArray[np.bool_]:
+        """Fill what needs no interpreter, see turbojpeg.py; which of the places that are, (n,) bool.
+
+        All else, and whatever shows a defect, is left to the slower way, which knows what to say of it.
+        """
+        done = np.zeros(len(ids), dtype=np.bool_)
+        decoder = self._thread.decoder
+        if decoder is None or decoder.is_idle or not isinstance(self.reader, SplitReader):
+            return done
+        begun = _clock()
+        descriptors, held = self.reader.descriptors(found)
+        entries = decoder.read(found.columns, descriptors)
+        del held
+        filled.read_seconds = _clock() - begun
+        entries["slot"] = np.arange(len(entries))
+        plain = np.flatnonzero(entries["height"] > 0)
+        entries = entries[plain]
+        heights, widths = entries["height"], entries["width"]
+        if view.kind == "none":
+            nothing = np.zeros_like(heights)
+            boxes = np.stack([nothing, nothing, heights, widths], axis=1)
+        else:
+            boxes = view.boxes(ids[plain], heights, widths, self.seed, epoch)
+        done[plain], filled.resize_seconds = decoder.fill(entries, boxes, slots)
+        filled.decode_seconds = _clock() - begun - filled.read_seconds - filled.resize_seconds
+        return done
+
+    def _read(self, ids: Ids, found: Found, cached: NDArray[np.bool_] | None) -> list[_Source]:
         """Encoded bytes, cached pixels, or why there are neither."""
         if self.cache is None or cached is None or not cached.any():
             return self._read_bytes(ids, found)
@@ -109,29 +147,40 @@ class Filler:
                     sources.append(str(error))
             return sources
 
-    def _fill_whole(self, ids: Ids, sources: list[_Source], slots: Pixels, filled: Filled) -> None:
+    def _fill_whole(
+        self, ids: Ids, sources: list[_Source], slots: Pixels, places: Sequence[int], filled: Filled
+    ) -> None:
         """Images that have the size of the slots are decoded straight into them; others are scaled whole."""
         started = _clock()
         header = plain_header(slots.shape[1], slots.shape[1])
-        for place, (source, slot) in enumerate(zip(sources, slots, strict=True)):
+        for sample, place, source in zip(ids.tolist(), places, sources, strict=True):
+            slot = slots[place]
             try:
                 if isinstance(source, bytes):
                     pixels = decode_into(source, slot, header)
                     if self.cache is not None:
-                        self.cache.put(int(ids[place]), pixels)
+                        self.cache.put(sample, pixels)
                 elif isinstance(source, str):
                     raise DecodeError(source)
                 else:
                     pixels = source
             except DecodeError as error:
-                self._give_up(ids, place, slot, str(error), filled)
+                self._give_up(sample, place, slot, str(error), filled)
                 continue
             if pixels is not slot:
                 resize_into(slot, pixels, (0, 0, pixels.shape[0], pixels.shape[1]))
-        filled.decode_seconds = _clock() - started
+        filled.decode_seconds += _clock() - started
 
     def _fill_boxes(
-        self, ids: Ids, found: Found, sources: list[_Source], slots: Pixels, epoch: int, view: View, filled: Filled
+        self,
+        ids: Ids,
+        found: Found,
+        sources: list[_Source],
+        slots: Pixels,
+        places: Sequence[int],
+        epoch: int,
+        view: View,
+        filled: Filled,
     ) -> None:
         """A few images are decoded and then scaled into their slots, while they are in the processor's cache."""
         group = self._thread.group
@@ -140,7 +189,7 @@ class Filler:
         shapes = self._shapes(ids, found, sources)
         heights_widths = np.array(shapes, dtype=np.int64).reshape(-1, 2)
         boxes = view.boxes(ids, heights_widths[:, 0], heights_widths[:, 1], self.seed, epoch).tolist()
-        for place, (source, shape, box) in enumerate(zip(sources, shapes, boxes, strict=True)):
+        for sample, place, source, shape, box in zip(ids.tolist(), places, sources, shapes, boxes, strict=True):
             try:
                 if isinstance(source, str):
                     raise DecodeError(source)
@@ -150,12 +199,12 @@ class Filler:
                         box = [value // factor for value in box]
                     pixels = group.decode(place, source, shape, factor, box)
                     if self.cache is not None:
-                        self.cache.put(int(ids[place]), pixels)
+                        self.cache.put(sample, pixels)
                 else:
                     group.copy(place, source, box)
             except DecodeError as error:
-                self._give_up(ids, place, slots[place], str(error), filled)
-            if group.full or place == len(ids) - 1:
+                self._give_up(sample, place, slots[place], str(error), filled)
+            if group.full or place == places[-1]:
                 decoded = _clock()
                 group.scale_into(slots)
                 filled.decode_seconds += decoded - begun
@@ -180,9 +229,9 @@ class Filler:
             shapes.append(shape)
         return shapes
 
-    def _give_up(self, ids: Ids, place: int, slot: Pixels, reason: str, filled: Filled) -> None:
+    def _give_up(self, sample: int, place: int, slot: Pixels, reason: str, filled: Filled) -> None:
         slot[:] = 0
-        shard, key = self.reader.keys(ids[place : place + 1])[0]
+        shard, key = self.reader.keys(np.array([sample]))[0]
         filled.bad.append((place, BadSample(shard, key, reason)))
 
 

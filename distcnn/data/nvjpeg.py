@@ -78,7 +78,7 @@ class DeviceFiller(Filler):
             cut = []
             for place, (image_CHW, box) in enumerate(zip(decoded, boxes, strict=True)):
                 if isinstance(image_CHW, str):
-                    self._give_up(ids, place, np.empty(0, dtype=np.uint8), image_CHW, filled)
+                    self._give_up(int(ids[place]), place, np.empty(0, dtype=np.uint8), image_CHW, filled)
                     image_CHW = torch.zeros((3, 1, 1), dtype=torch.uint8, device=self.device)
                     box = (0, 0, 1, 1)
                 cut.append(cut_and_scaled(image_CHW, box, view.size))

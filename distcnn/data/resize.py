@@ -17,7 +17,7 @@ from distcnn.data import keyed
 from distcnn.data.decode import ALIGNED, Pixels, decode_reduced, memory
 
 GROUP_BYTES = 3 << 17  # of decoded images, scaled in one call: they stay in a core's cache, 8 of 128 px
-_SPILL = 4  # bytes after an image that the kernel may read
+SPILL = 4  # bytes after an image that the kernel may read
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out  # what F.interpolate(antialias=True) calls
 
 
@@ -71,7 +71,7 @@ class Group:
         self._add(slot, pixels, box)
 
     def _room(self, values: int) -> Pixels:
-        need = self._end + values + _SPILL
+        need = self._end + values + SPILL
         if len(self._memory) < need:
             grown = memory(max(need + need // 4, 2 * GROUP_BYTES))
             grown[: self._end] = self._memory[: self._end]
@@ -100,7 +100,7 @@ def _upscale_is_exact(upscale: Kernel) -> bool:
     pixels = keyed.words(np.arange(16 * 19 * 3), 0, 0, 0).astype(np.uint8).reshape(16, 19, 3)
     boxes = [(0, size // 3, min(size, 16), 18 - size) for size in range(1, 18)] + [(15, 18, 1, 1)]
     slots = np.empty((2, len(boxes), 17, 17, 3), dtype=np.uint8)
-    spilled = np.concatenate([pixels.reshape(-1), np.zeros(_SPILL, dtype=np.uint8)])
+    spilled = np.concatenate([pixels.reshape(-1), np.zeros(SPILL, dtype=np.uint8)])
     upscale(spilled, np.array([(slot, 0, 16, 19, *box) for slot, box in enumerate(boxes)]), slots[0])
     for slot, box in zip(slots[1], boxes, strict=True):
         resize_into(slot, pixels, box)

@@ -6,6 +6,7 @@ the order of the tar. Quarantined samples have no row: N is what the indexes say
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -145,7 +146,7 @@ class Found:
     shards: NDArray[np.int64]
     columns: IndexRows
 
-    def part(self, which: slice) -> Found:
+    def part(self, which: slice | NDArray[np.int64]) -> Found:
         """The same of some of the samples."""
         return Found(self.shards[which], self.columns[which])
 
@@ -234,6 +235,16 @@ class SplitReader:
                     name, key = self.keys(ids[slot : slot + 1])[0]
                     raise DataError(f"shard {name} ends within sample {key!r}: it was cut after it was indexed")
         return out
+
+    def descriptors(self, found: Found) -> tuple[NDArray[np.int64], list[object]]:
+        """(n,) file descriptors of the samples' shards, -1 where one cannot be opened; and what keeps them open."""
+        descriptors, handles = np.full(len(found.shards), -1, dtype=np.int64), list[object]()
+        for shard, where in _groups(found.shards):
+            with contextlib.suppress(DataError):  # `read` says what is wrong with it
+                file = self._open(shard)
+                handles.append(file)
+                descriptors[where] = file.descriptor
+        return descriptors, handles
 
     def index(self, shard: int) -> IndexRows:
         """The rows of shard number `shard`."""

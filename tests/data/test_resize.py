@@ -16,7 +16,7 @@ from distcnn.data import resize
 from distcnn.data.decode import ALIGNED, OFF, decode, decode_reduced, jpeg_shape, memory, offset, plain_header
 from distcnn.data.fill import Filled, Filler
 from distcnn.data.resize import GROUP_BYTES, Group, resize_into
-from distcnn.data.shards import SplitReader
+from distcnn.data.shards import Found, SplitReader
 from distcnn.data.shared import Mappings, SharedMemory
 from distcnn.data.upload import CPU, Upload
 from distcnn.data.views import View
@@ -108,6 +108,9 @@ class Reader(SplitReader):
 
     def read(self, ids: np.ndarray, found: object = None) -> list[bytes]:
         return [self.files[int(sample)] for sample in ids]
+
+    def descriptors(self, found: Found) -> tuple[np.ndarray, list[object]]:
+        return np.full(len(found.shards), -1), []
 
 
 def cmyk(height: int, width: int) -> bytes:
