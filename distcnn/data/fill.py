@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from distcnn.data.order import Ids
 from distcnn.data.readers import Reader
 from distcnn.data.resize import Group, resize_into
 from distcnn.data.shards import Found, SplitReader
-from distcnn.data.turbojpeg import make_decoder
+from distcnn.data.turbojpeg import Decoder, make_decoder
 from distcnn.data.views import View, reduction
 from distcnn.errors import DataError
 
@@ -57,7 +58,11 @@ class Filled:
 class _PerThread(threading.local):
     def __init__(self) -> None:
         self.group = Group()
-        self.decoder = make_decoder()
+
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """Made when it is first wanted: it may have to be compiled."""
+        return make_decoder()
 
 
 class Filler:
@@ -101,8 +106,10 @@ class Filler:
         All else, and whatever shows a defect, is left to the slower way, which knows what to say of it.
         """
         done = np.zeros(len(ids), dtype=np.bool_)
+        if not isinstance(self.reader, SplitReader):
+            return done
         decoder = self._thread.decoder
-        if decoder is None or decoder.is_idle or not isinstance(self.reader, SplitReader):
+        if decoder is None or decoder.is_idle:
             return done
         begun = _clock()
         descriptors, held = self.reader.descriptors(found)

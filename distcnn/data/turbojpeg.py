@@ -107,7 +107,8 @@ class Decoder:
         for column, name in enumerate(BOX):
             entries[name] = boxes[:, column]
         done = np.zeros(len(entries), dtype=np.bool_)
-        largest = int((entries["height"] * entries["width"]).max(initial=0))
+        fits = boxes[:, 2:].max(axis=1, initial=0) <= slots.shape[1]
+        largest = int((entries["height"] * entries["width"]).max(initial=0, where=fits))
         self._pixels = _at_least(self._pixels, largest * 3 + SPILL)
         rows = _as_rows(entries)
         nanoseconds = self._fill_slots(self._handle, rows, self._encoded, self._pixels, slots, done)

@@ -243,6 +243,14 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     assert check_both_ways(reader, NONE) == 1
 
 
+def test_no_memory_is_taken_for_images_that_are_not_decoded() -> None:
+    made = decoder()
+    entries = np.zeros(2, dtype=ENTRY)
+    entries["height"], entries["width"] = (24, 9000), (24, 9000)
+    done, _ = made.fill(entries, np.array([(0, 0, 9, 9), (0, 0, 25, 9)]), np.zeros((2, 24, 24, 3), dtype=np.uint8))
+    assert not done.any() and 24 * 24 * 3 < len(made._pixels) < 24 * 24 * 4
+
+
 HOSTILE: list[Callable[[np.ndarray], Any]] = [
     lambda entry: entry.__setitem__("at", -1),
     lambda entry: entry.__setitem__("at", 10**9),
