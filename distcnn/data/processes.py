@@ -2,8 +2,8 @@
 
 Between reading, decoding and scaling an image Python holds the lock for a few microseconds, and whoever wants it
 meanwhile is put to sleep. Two processes make 1.2 to 1.6 times as many images of 32 px ready as two threads, and as many
-at 128 px (benchmarks/LOG.md). Pixels are written straight into the loader's buffers, which the processes map; what is
-sent to and fro is where samples lie.
+at 128 px; where turbojpeg.py has its library, threads need no lock either and are faster (benchmarks/LOG.md). Pixels
+are written straight into the loader's buffers, which the processes map; what is sent to and fro is where samples lie.
 """
 
 from __future__ import annotations
