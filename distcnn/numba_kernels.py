@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 """What `distcnn.compiled` compiles. Nothing else imports this file: it needs Numba.
 
-An RGB pixel is three bytes, and processors compute on four: where a loop goes from pixel to pixel it computes four
+An RGB pixel is three bytes, and processors compute on four: where a loop takes two pixels together it computes four
 values, the last of which belongs to the next pixel and is written over by it. All are read before any is written.
 Indices are unsigned and every sum is cast to 32 bit, since otherwise Numba checks each index for being negative,
 computes in 64 bit, and LLVM finds nothing to vectorise.
@@ -116,12 +116,11 @@ def _lay(source, begin, side, by, flipped, reflect, row):
     high = max(min(side, side - by), low)
     if flipped and low < high:
         o, i = u8((side - high) * 3), u8(begin + u8((high - 1 + by) * 3))
-        row[o], row[o + ONE], row[o + TWO] = source[i], source[i + ONE], source[i + TWO]
-        for _ in range(u8(high - low - 1)):
-            o += THREE
-            i -= THREE
-            r, g, u, v = source[i], source[i + ONE], source[i + TWO], source[i + THREE]
-            row[o], row[o + ONE], row[o + TWO], row[o + THREE] = r, g, u, v
+        for x in range(u8(high - low)):
+            p, q = u8(o + x * THREE), u8(i - x * THREE)
+            row[p] = source[q]
+            row[p + ONE] = source[q + ONE]
+            row[p + TWO] = source[q + TWO]
     elif low < high:
         o, i = u8(low * 3), u8(begin + u8((low + by) * 3))
         for j in range(u8((high - low) * 3)):
@@ -148,7 +147,7 @@ def finish(images, top, left, reflect, flipped, shift, scale, out):
     side = images.shape[1]
     source, target = images.reshape(-1), out.reshape(-1)
     values = u8(side * 3)
-    row = np.empty(side * 3 + 1, np.uint8)  # and a byte that the last pixel spills
+    row = np.empty(side * 3, np.uint8)
     o = u8(0)
     for n in range(len(images)):
         for y in range(side):
