@@ -14,8 +14,8 @@ from tests.faults.ranks import Ranks, at_step, finish
 from tests.faults.runs import STEPS, assert_same, assert_tidy, flags, results, state
 
 SLOW = {-1: [("slow_steps", {"seconds": 0.05})]}
-SLOWER = {-1: [("slow_steps", {"seconds": 0.25})]}  # so that no stop is late for a run of 24 steps, on a busy machine
-SLOWEST = {-1: [("slow_steps", {"seconds": 0.4})]}  # the stop file is looked for once a second
+SLOWER = {-1: [("slow_steps", {"seconds": 0.5})]}  # so that no stop is late for a run of 24 steps, on a busy machine
+SLOWEST = {-1: [("slow_steps", {"seconds": 0.8})]}  # the stop file is looked for once a second
 
 
 def saved_step(run: Path) -> int:
