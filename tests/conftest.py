@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import make_stripes
+from tests.support import make_stripes, skip_or_fail
 
 torch.set_num_threads(1)  # the models here are tiny: more threads only wait for each other
 
@@ -48,3 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW + SLOW_TOO):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def libturbojpeg() -> None:
+    """It is installed, or the test is left out."""
+    from distcnn.data import turbojpeg
+
+    if turbojpeg.library() is None:
+        skip_or_fail(f"{turbojpeg.SONAME} is not installed (apt-get install libturbojpeg0)")
