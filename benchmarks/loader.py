@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from contest import Contender, contest, report
 
-from distcnn.data.turbojpeg import library as libturbojpeg
+from distcnn.data.turbojpeg import libturbojpeg
 
 SHARD_SAMPLES = 2000
 SUFFIXES = (".jpg", ".jpeg")

@@ -55,5 +55,5 @@ def libturbojpeg() -> None:
     """It is installed, or the test is left out."""
     from distcnn.data import turbojpeg
 
-    if turbojpeg.library() is None:
+    if turbojpeg.libturbojpeg() is None:
         skip_or_fail(f"{turbojpeg.SONAME} is not installed (apt-get install libturbojpeg0)")

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -87,6 +88,22 @@ def skip_or_fail(why: str) -> NoReturn:
     if os.environ.get("REQUIRE_CLUSTER") == "1":
         pytest.fail(why)
     pytest.skip(why)
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call work(0), work(1), ... at the same time."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def check_indices(script: str, cwd: Path) -> None:
+    """Run Python whose kernels are compiled with checks of every index; it must print that they are made."""
+    done = command([sys.executable, "-c", script], cwd, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(cwd))
+    assert done.code == 0, done.err
+    assert done.out.strip().endswith("checked")
 
 
 def python(*words: str | Path) -> list[str | Path]:

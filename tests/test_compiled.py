@@ -21,7 +21,7 @@ from distcnn import compiled, numba_kernels, pixels
 from distcnn.data import resize
 from distcnn.data.resize import resize_into
 from distcnn.pixels import Window, normalise
-from tests.support import command
+from tests.support import check_indices
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -113,9 +113,7 @@ except IndexError:
 
 def test_no_index_leaves_its_array(tmp_path: Path) -> None:
     """Compiled with checks of every index; too short a memory shows that they are made."""
-    done = command([sys.executable, "-c", CHECKED], tmp_path, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
-    assert done.code == 0, done.err
-    assert done.out.strip().endswith("checked")
+    check_indices(CHECKED, tmp_path)
 
 
 Choice = Callable[[ModuleType], tuple[Any, str]]

@@ -50,13 +50,13 @@ def test_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_turbojpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    if turbojpeg.library() is not None:
+    if turbojpeg.libturbojpeg() is not None:
         (found,) = doctor.check_turbojpeg()
         assert found.level == "ok"
-    monkeypatch.setattr(turbojpeg, "library", lambda: None)
+    monkeypatch.setattr(turbojpeg, "libturbojpeg", lambda: None)
     (absent,) = doctor.check_turbojpeg()
     assert absent.level == "warn" and "apt-get install libturbojpeg0" in absent.advice
-    monkeypatch.setattr(turbojpeg, "library", lambda: object())
+    monkeypatch.setattr(turbojpeg, "libturbojpeg", lambda: object())
     monkeypatch.setattr(turbojpeg, "make_decoder", lambda: None)
     (silent,) = doctor.check_turbojpeg()
     assert silent.level == "warn" and "Numba is not" in silent.found

@@ -1,4 +1,4 @@
-"""Reading and decoding many JPEG files in one call that needs no interpreter, where libturbojpeg is installed.
+"""Reading and decoding many JPEG files in calls that need no interpreter, where libturbojpeg is installed.
 
 simplejpeg holds a copy of the same library that can only be called from Python, image by image; between two images
 threads wait for the interpreter's lock, and each makes a decoder anew. Here Numba's code calls the library itself. What
@@ -42,8 +42,8 @@ SIDE = 48  # of what the check fills
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """libturbojpeg, of the system or of the environment that Python runs in (conda); None if there is none."""
+def libturbojpeg() -> ctypes.CDLL | None:
+    """The shared object, of the system or of the environment that Python runs in; None if there is none."""
     for name in (SONAME, str(Path(sys.prefix) / "lib" / SONAME)):
         try:
             found = ctypes.CDLL(name)
@@ -63,7 +63,7 @@ class Decoder:
         self._read_files, self._fill_slots = read_files, fill_slots
         self._read = self._filled = 0  # files
         self._encoded, self._pixels = memory(0), memory(0)
-        self._library = library()
+        self._library = libturbojpeg()
         assert self._library is not None
         self._handle = self._library.tjInitDecompress()
         if not self._handle:
@@ -126,7 +126,7 @@ def _as_rows(entries: NDArray[np.void]) -> NDArray[np.int64]:
 
 def make_decoder() -> Decoder | None:
     """One for a thread; None where they cannot be had."""
-    if library() is None:
+    if libturbojpeg() is None:
         return None
     read_files, fill_slots = read_kernel(), fill_kernel()
     return Decoder(read_files, fill_slots) if read_files and fill_slots else None
@@ -135,7 +135,7 @@ def make_decoder() -> Decoder | None:
 def _choose(kernels: ModuleType) -> tuple[Any, str]:
     import llvmlite.binding as llvm
 
-    found = library()
+    found = libturbojpeg()
     assert found is not None
     address = ctypes.cast(found.tjDecompress2, ctypes.c_void_p).value
     llvm.add_symbol("tjDecompress2", address)

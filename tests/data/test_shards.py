@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from distcnn.data.shards import (
     split_name,
 )
 from distcnn.errors import DataError
+from tests.support import in_threads
 
 NAMES = [
     ("a.jpg", ("a", "jpg")),
@@ -209,11 +209,7 @@ def test_many_threads_read_more_shards_than_files_stay_open(tmp_path: Path, monk
             if got != [f"{i // 3}/{i % 3}" for i in ids]:
                 wrong.append(got)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 6)
     assert not wrong
     assert len(open_shards(tmp_path)) == 2
     reader.close()

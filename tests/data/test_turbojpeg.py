@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from distcnn.data.readers import FileReader
 from distcnn.data.shards import SplitReader, make_index, samples_in
 from distcnn.data.turbojpeg import ENOUGH, ENTRY, MAX_FILE, Decoder, make_decoder
 from distcnn.data.views import View
+from tests.support import in_threads
 
 pytestmark = pytest.mark.usefixtures("libturbojpeg")
 
@@ -184,11 +184,7 @@ def test_shards_dropped_meanwhile_stay_open_while_they_are_read(
             if not np.array_equal(slots, expected[ids]):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 4)
     assert not wrong
 
 

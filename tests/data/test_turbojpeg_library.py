@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from distcnn.data.resize import SPILL
 from distcnn.data.shards import COLUMNS
 from distcnn.data.turbojpeg import BOX, ENTRY, make_decoder
 from distcnn.data.views import View
-from tests.support import command
+from tests.support import check_indices
 
 pytestmark = pytest.mark.usefixtures("libturbojpeg")
 
@@ -132,9 +131,7 @@ except IndexError:
 
 def test_no_index_leaves_its_array(tmp_path: Path) -> None:
     """Compiled with checks of every index, on damaged headers; a table too narrow shows that they are made."""
-    done = command([sys.executable, "-c", CHECKED], tmp_path, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
-    assert done.code == 0, done.err
-    assert done.out.strip().endswith("checked")
+    check_indices(CHECKED, tmp_path)
 
 
 class Library:
@@ -154,10 +151,10 @@ class Library:
 
 
 def test_each_thread_has_a_decoder_and_it_ends_with_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = turbojpeg.library()
+    real = turbojpeg.libturbojpeg()
     assert real is not None
     counted = Library(real)
-    monkeypatch.setattr(turbojpeg, "library", lambda: counted)
+    monkeypatch.setattr(turbojpeg, "libturbojpeg", lambda: counted)
     reader = make_reader(tmp_path, (8,), ((24, 24),))
     filler = Filler(reader, 3, None, reduce=True)
     made = len(counted.made)  # in this thread
@@ -178,38 +175,38 @@ def test_each_thread_has_a_decoder_and_it_ends_with_the_thread(tmp_path: Path, m
 
 
 def test_a_decoder_for_which_there_is_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = turbojpeg.library()
+    real = turbojpeg.libturbojpeg()
     assert real is not None
     poor = Library(real)
     monkeypatch.setattr(poor, "tjInitDecompress", lambda: None)
     turbojpeg.fill_kernel()
-    monkeypatch.setattr(turbojpeg, "library", lambda: poor)
+    monkeypatch.setattr(turbojpeg, "libturbojpeg", lambda: poor)
     with pytest.raises(MemoryError, match="libturbojpeg"):
         make_decoder()
 
 
 @pytest.fixture
 def searched() -> Any:
-    turbojpeg.library.cache_clear()
+    turbojpeg.libturbojpeg.cache_clear()
     yield
-    turbojpeg.library.cache_clear()
+    turbojpeg.libturbojpeg.cache_clear()
 
 
 def test_without_the_library_there_is_none(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turbojpeg, "SONAME", "libnothing.so.0")
-    assert turbojpeg.library() is None and make_decoder() is None
+    assert turbojpeg.libturbojpeg() is None and make_decoder() is None
 
 
 def test_a_library_that_is_another_is_none(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turbojpeg, "SONAME", "libc.so.6")
-    assert turbojpeg.library() is None
+    assert turbojpeg.libturbojpeg() is None
 
 
 def test_it_is_found_in_the_environment_of_python(
     searched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As conda installs it."""
-    real = turbojpeg.library()
+    """Where a package manager that needs no root puts it."""
+    real = turbojpeg.libturbojpeg()
     assert real is not None
     with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123  # not a file on a disk
         path = next(line.split()[-1] for line in maps if "libturbojpeg" in line)
@@ -217,8 +214,8 @@ def test_it_is_found_in_the_environment_of_python(
     (tmp_path / "lib" / "libmine.so.0").write_bytes(Path(path).read_bytes())
     monkeypatch.setattr(turbojpeg, "SONAME", "libmine.so.0")
     monkeypatch.setattr(turbojpeg.sys, "prefix", str(tmp_path))
-    turbojpeg.library.cache_clear()
-    found = turbojpeg.library()
+    turbojpeg.libturbojpeg.cache_clear()
+    found = turbojpeg.libturbojpeg()
     assert found is not None and found._name == str(tmp_path / "lib" / "libmine.so.0")
 
 
